@@ -1,0 +1,66 @@
+"""What a kind of job is: a name, a payload model, a result model, and how it is run."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, get_args
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from app.queues import Priority
+from app.settings import Settings
+
+
+class Model(BaseModel):
+    """Base of payloads and results: unknown fields are refused, NaN and infinity too (JSON has neither)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="null")
+
+
+class _FileReference:
+    """Marks a field that names an uploaded file: the job then protects that file from clean-up."""
+
+
+FileId = Annotated[UUID, _FileReference()]
+
+
+def _is_file(annotation: object) -> bool:
+    """Whether `FileId` stands in an annotation such as `FileId | None`."""
+    marks = map(type, getattr(annotation, "__metadata__", ()))
+    return _FileReference in marks or any(map(_is_file, get_args(annotation)))
+
+
+def _unchanged(payload: dict[str, Any]) -> dict[str, Any]:
+    return payload
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of job. Limits are seconds; None takes the setting's value, 0 means no limit.
+
+    `shown` turns a stored payload into what the API may show (a secret header starred out, say).
+    """
+
+    name: str
+    payload: type[Model]
+    result: type[Model]
+    description: str
+    priority: Priority = "default"
+    max_attempts: int = 4  # one run and three retries
+    soft_time_limit: int | None = None
+    time_limit: int | None = None
+    demo: bool = False  # only where DEMO_JOBS is on
+    shown: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+
+    def limits(self, settings: Settings) -> tuple[int, int]:
+        """(soft, hard) seconds for the handler; 0 is none."""
+        soft = settings.job_soft_time_limit if self.soft_time_limit is None else self.soft_time_limit
+        hard = settings.job_time_limit if self.time_limit is None else self.time_limit
+        return soft, hard
+
+    def file_ids(self, payload: Model) -> Iterator[UUID]:
+        """The uploaded files that this payload names."""
+        for name, field in type(payload).model_fields.items():
+            value = getattr(payload, name)
+            if value is not None and (_is_file(field.annotation) or _FileReference in map(type, field.metadata)):
+                yield value

@@ -1,0 +1,199 @@
+"""Every environment variable, once: its name, its type, its default, and the rules between them.
+
+A process that finds a broken rule refuses to start and says which variable is wrong and what would be right.
+"""
+
+from functools import cache
+from typing import Annotated, Any, Literal
+from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+QUEUES_FOR_JOBS = ("high_priority", "default", "low_priority")
+
+
+class SettingsError(SystemExit):
+    """The environment is wrong. Derives from SystemExit: the process ends with the message and no traceback."""
+
+
+class Settings(BaseSettings):
+    # An empty variable counts as unset: `FOO=` in a .env file or `${FOO:-}` in compose must not shadow a default.
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True)
+
+    app_env: Literal["local", "production"] = "local"
+    host: str = "127.0.0.1"
+    port: int = 8000
+    api_keys: Annotated[dict[str, SecretStr], NoDecode] = {}
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    log_format: Literal["auto", "json", "console"] = "auto"
+
+    database_url: SecretStr
+    redis_url: SecretStr | None = None
+    celery_broker_url: SecretStr | None = Field(
+        None, validation_alias=AliasChoices("celery_broker_url", "broker_url")
+    )
+    celery_result_backend: SecretStr | None = None
+    redis_host: str | None = None
+    redis_port: int = 6379
+    redis_db: int = 0
+    redis_password: SecretStr | None = None
+
+    storage_url: str = "file:///data/files"
+    storage_shared: bool = False
+    max_upload_bytes: int = 1024**3
+    max_payload_bytes: int = 1024**2
+    file_retention_days: int = 30
+
+    worker_queues: Annotated[tuple[str, ...], NoDecode] = QUEUES_FOR_JOBS
+    worker_concurrency: int = Field(2, ge=1)
+    # A handler's leak ends with its child.
+    worker_max_tasks_per_child: int = Field(50, ge=1)
+
+    jobs_execution: Literal["celery", "inline"] = "celery"
+    # Three heartbeats fit into a lease with room to spare: one lost packet must not cost a job its worker.
+    job_heartbeat_seconds: float = Field(5, gt=0)
+    job_lease_seconds: float = Field(30, gt=0)
+    job_soft_time_limit: int = Field(3300, ge=0)
+    job_time_limit: int = Field(3600, ge=0)
+    visibility_timeout: int | None = Field(None, gt=0)
+    cancel_grace_seconds: float = Field(30, ge=0)
+    shutdown_grace_seconds: float = Field(60, ge=2)
+    result_expires: int = Field(3600, gt=0)
+    queue_window: int = Field(1000, ge=1)
+    job_retention_days: int = 30
+    schedule_timezone: str = "UTC"
+
+    demo_jobs: bool = True
+    webhook_allow_private: bool = False
+
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _split_keys(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        keys = dict(entry.strip().partition(":")[::2] for entry in value.split(",") if entry.strip())
+        if not all(name and key for name, key in keys.items()):
+            raise ValueError("write it as name:key, several separated by commas")
+        return keys
+
+    @field_validator("worker_queues", mode="before")
+    @classmethod
+    def _split_queues(cls, value: object) -> object:
+        return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
+
+    @model_validator(mode="before")
+    @classmethod
+    def _demo_jobs_only_locally(cls, values: dict[str, Any]) -> dict[str, Any]:
+        if values.get("app_env") == "production":
+            values.setdefault("demo_jobs", False)
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> "Settings":
+        problems = list(self._problems())
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    def _problems(self) -> Any:
+        if urlsplit(self.database_url.get_secret_value()).scheme.partition("+")[0] not in (
+            "postgres",
+            "postgresql",
+        ):
+            yield "DATABASE_URL must start with postgresql:// (SQLite and others cannot keep the promises)"
+        if self.jobs_execution == "celery" and not self._any_redis:
+            yield "set REDIS_URL (or CELERY_BROKER_URL, or REDIS_HOST): redis://:password@host:6379/0"
+        if self.jobs_execution == "inline" and self.app_env == "production":
+            yield "JOBS_EXECUTION=inline is for laptops and tests; production needs JOBS_EXECUTION=celery"
+        if self.job_heartbeat_seconds * 3 >= self.job_lease_seconds:
+            yield "JOB_HEARTBEAT_SECONDS must be below a third of JOB_LEASE_SECONDS"
+        if self.job_time_limit and not 0 < self.job_soft_time_limit < self.job_time_limit:
+            yield "JOB_SOFT_TIME_LIMIT must be above 0 and below JOB_TIME_LIMIT"
+        if self.visibility_timeout is not None and self.visibility_timeout <= self.job_time_limit:
+            yield "VISIBILITY_TIMEOUT must be above JOB_TIME_LIMIT: messages of running jobs would come twice"
+        known = {*QUEUES_FOR_JOBS, "maintenance"}
+        if not self.worker_queues or not known.issuperset(self.worker_queues):
+            yield f"WORKER_QUEUES may name {', '.join(sorted(known))}"
+        scheme = urlsplit(self.storage_url).scheme
+        if scheme not in ("file", "s3"):
+            yield "STORAGE_URL must be file:///folder or s3://bucket/prefix"
+        elif scheme == "file" and self.app_env == "production" and not self.storage_shared:
+            yield (
+                "STORAGE_URL is a folder: in production use s3://bucket/prefix, or say STORAGE_SHARED=true "
+                "if the API and all workers see the same folder"
+            )
+
+    @property
+    def _any_redis(self) -> bool:
+        return bool(self.redis_url or self.celery_broker_url or self.redis_host)
+
+    @property
+    def database_conninfo(self) -> str:
+        """DATABASE_URL as libpq reads it: `postgres://` and `postgresql+driver://` are accepted spellings."""
+        url = urlsplit(self.database_url.get_secret_value())
+        return urlunsplit(url._replace(scheme="postgresql"))
+
+    @property
+    def broker_url(self) -> str:
+        """Redis for messages: CELERY_BROKER_URL, else REDIS_URL, else the REDIS_HOST family."""
+        for given in (self.celery_broker_url, self.redis_url):
+            if given:
+                return given.get_secret_value()
+        if not self.redis_host:
+            raise SettingsError("jobstack: no Redis is configured; set REDIS_URL")
+        host = f"[{self.redis_host}]" if ":" in self.redis_host else self.redis_host
+        password = f":{quote(self.redis_password.get_secret_value(), '')}@" if self.redis_password else ""
+        return f"redis://{password}{host}:{self.redis_port}/{self.redis_db}"
+
+    @property
+    def result_backend_url(self) -> str:
+        return self.celery_result_backend.get_secret_value() if self.celery_result_backend else self.broker_url
+
+    @property
+    def visibility_seconds(self) -> int:
+        """How long Redis waits before it hands an unacknowledged message to another worker."""
+        return self.visibility_timeout or (self.job_time_limit + 300 if self.job_time_limit else 6 * 3600)
+
+
+def split_redis_url(url: str) -> tuple[str, dict[str, Any]]:
+    """A Redis URL without its query, and TLS options for `rediss://` (certificates verified unless told otherwise).
+
+    kombu hands a query's parameters to a constructor that knows none of them, so they never stay in the URL.
+    """
+    parts = urlsplit(url)
+    query = dict(parse_qsl(parts.query))
+    plain = urlunsplit(parts._replace(query=""))
+    if parts.scheme != "rediss":
+        return plain, {}
+    wanted = query.pop("ssl_cert_reqs", "required").lower().removeprefix("cert_")
+    return plain, {"ssl_cert_reqs": wanted, **{k: v for k, v in query.items() if k.startswith("ssl_")}}
+
+
+def without_password(url: str) -> str:
+    """The same URL, fit for a log line."""
+    parts = urlsplit(url)
+    if not parts.password:
+        return url
+    user = unquote(parts.username or "")
+    host = parts.netloc.rpartition("@")[2]
+    query = urlencode([(k, "***" if "password" in k else v) for k, v in parse_qsl(parts.query)])
+    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}", query=query))
+
+
+@cache
+def get_settings() -> Settings:
+    """The settings of this process, read once.
+
+    Raises:
+        SettingsError: with one line per wrong variable; values are never repeated, since they may be secrets.
+    """
+    try:
+        return Settings()
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_input=False, include_url=False):
+            name = "_".join(str(part) for part in problem["loc"]).upper()
+            text = "is required" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
+            lines.append(f"  {name + ': ' if name else ''}{text}")
+        raise SettingsError("jobstack cannot start, the environment is wrong:\n" + "\n".join(lines)) from None
