@@ -1,0 +1,11 @@
+"""The smallest handler that can be watched, cancelled and handed back."""
+
+from app.jobs.kinds.sleep import Payload, Result
+from worker.context import Context
+
+
+def run(payload: Payload, ctx: Context) -> Result:
+    for step in range(payload.steps):
+        ctx.sleep(payload.seconds / payload.steps)
+        ctx.progress(step + 1, payload.steps)
+    return Result(slept=payload.seconds)
