@@ -12,6 +12,9 @@ compile() {
 }
 
 compile dev.in --output-file dev.txt "$@"
-for image in api worker beat flower; do
+for image in api worker beat flower native; do
     compile "$image.in" --constraints dev.txt --output-file "$image.txt"
 done
+
+# Only a program is taken from it: see redis-server.in.
+compile redis-server.in --no-deps --output-file redis-server.txt "$@"
