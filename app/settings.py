@@ -30,9 +30,7 @@ class Settings(BaseSettings):
 
     database_url: SecretStr
     redis_url: SecretStr | None = None
-    celery_broker_url: SecretStr | None = Field(
-        None, validation_alias=AliasChoices("celery_broker_url", "broker_url")
-    )
+    celery_broker_url: SecretStr | None = Field(None, validation_alias=AliasChoices("celery_broker_url", "broker_url"))
     celery_result_backend: SecretStr | None = None
     redis_host: str | None = None
     redis_port: int = 6379

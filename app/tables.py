@@ -68,9 +68,7 @@ jobs = Table(
     CheckConstraint("max_attempts BETWEEN 1 AND 25 AND attempt BETWEEN 0 AND max_attempts", "attempts"),
     CheckConstraint("(status = 'running') = (lease_expires_at IS NOT NULL)", "lease_while_running"),
     CheckConstraint("status <> 'running' OR lease_token IS NOT NULL", "running_has_token"),
-    CheckConstraint(
-        "status <> 'queued' OR (lease_token IS NULL AND cancel_requested_at IS NULL)", "queued_is_free"
-    ),
+    CheckConstraint("status <> 'queued' OR (lease_token IS NULL AND cancel_requested_at IS NULL)", "queued_is_free"),
     CheckConstraint(
         "(status IN ('succeeded', 'failed', 'cancelled')) = (finished_at IS NOT NULL)", "finished_has_time"
     ),

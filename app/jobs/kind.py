@@ -5,23 +5,25 @@ from dataclasses import dataclass
 from typing import Annotated, Any, get_args
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
 from app.queues import Priority
 from app.settings import Settings
 
 
 class Model(BaseModel):
-    """Base of payloads and results: unknown fields are refused, NaN and infinity too (JSON has neither)."""
+    """Base of payloads and results. Unknown fields are refused, wrong types too (no "5" for 5), and NaN and infinity,
+    which JSON doesn't have."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, ser_json_inf_nan="null")
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class _FileReference:
     """Marks a field that names an uploaded file: the job then protects that file from clean-up."""
 
 
-FileId = Annotated[UUID, _FileReference()]
+# Not strict, since JSON writes a UUID as a string.
+FileId = Annotated[UUID, Field(strict=False), _FileReference()]
 
 
 def _is_file(annotation: object) -> bool:

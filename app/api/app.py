@@ -1,0 +1,113 @@
+"""The API: put together from its routes, with its pool, its Redis client and its publisher."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.responses import RedirectResponse
+
+from app.api import errors, files, jobs, operations
+from app.api.middleware import RequestMiddleware
+from app.database import Params, open_pool
+from app.files.store import FileStore
+from app.jobs import messages
+from app.jobs.kinds import offered_kinds
+from app.jobs.publisher import Publisher
+from app.settings import Settings, SettingsError, get_settings
+
+DESCRIPTION = """
+Hand in a job, get its id at once, and look at it until it is over. `202` means that the job is committed in PostgreSQL:
+it will be run whatever happens to queue and workers. Errors are `application/problem+json`.
+"""
+# Multipart has its own few bytes around a file.
+MULTIPART_BYTES = 64 * 1024
+
+
+def create_app(settings: Settings | None = None) -> FastAPI:
+    """The ASGI application. Nothing is connected before it starts up."""
+    settings = settings or get_settings()
+    if settings.app_env != "local" and not settings.api_keys:
+        raise SettingsError("jobstack: APP_ENV is not local, so API_KEYS must be set: name:key, separated by commas")
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        state = app.state
+        state.settings = settings
+        state.files = FileStore(settings)
+        state.pool = pool = open_pool(settings)
+        state.redis = messages.connect_async(settings) if settings.jobs_execution == "celery" else None
+        state.publisher = Publisher(settings, state.redis)
+
+        async def query(statement: Any, params: Params) -> list[dict[str, Any]]:
+            async with pool.connection() as connection:
+                return await (await connection.execute(statement, params)).fetchall()
+
+        state.query = query
+        # Not waited for: an API that starts before its database answers 503 and heals by itself.
+        await pool.open(wait=False)
+        publishing = asyncio.create_task(state.publisher.run())
+        try:
+            yield
+        finally:
+            publishing.cancel()
+            with suppress(asyncio.CancelledError):
+                await publishing
+            await state.publisher.flush()
+            if state.redis is not None:
+                await state.redis.aclose()
+            await pool.close(timeout=2)
+
+    app = FastAPI(
+        title="jobstack",
+        description=DESCRIPTION,
+        version="1",
+        lifespan=lifespan,
+        redoc_url=None,
+        # Shows what an answer is, not what it would be before defaults.
+        separate_input_output_schemas=False,
+    )
+    errors.install(app)
+    app.include_router(jobs.make_router(tuple(offered_kinds(settings))))
+    app.include_router(files.router)
+    app.include_router(operations.router)
+
+    @app.get("/", include_in_schema=False)
+    async def root() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    def limit(path: str) -> int:
+        if path == "/api/files":
+            return settings.max_upload_bytes + MULTIPART_BYTES
+        return settings.max_payload_bytes * (jobs.BATCH_BYTES_FACTOR if path == "/api/jobs/batch" else 1)
+
+    app.add_middleware(RequestMiddleware, limit=limit)
+    _show_problems(app)
+    return app
+
+
+def _show_problems(app: FastAPI) -> None:
+    """OpenAPI gets the model of errors, which no route returns by itself, and loses FastAPI's own, unused."""
+    generate = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        schema = generate()
+        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
+        if "ProblemDetails" not in schemas:
+            template = "#/components/schemas/{model}"
+            problem = errors.ProblemDetails.model_json_schema(ref_template=template)
+            schemas.update(problem.pop("$defs"))
+            schemas["ProblemDetails"] = problem
+            for unused in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(unused, None)
+        return schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def __getattr__(name: str) -> Any:
+    """`app.api.app:app` for uvicorn: made when it is asked for, so that importing this module needs no environment."""
+    if name == "app":
+        return create_app()
+    raise AttributeError(name)

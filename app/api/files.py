@@ -1,0 +1,109 @@
+"""`/api/files`: uploads in, uploads and results out."""
+
+from typing import Any
+from urllib.parse import quote
+from uuid import UUID
+
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+from uuid_utils.compat import uuid7
+
+from app.api.auth import key_name
+from app.api.errors import Problem, responses
+from app.api.uploads import Upload
+from app.api.within import within
+from app.files import store
+from app.files.store import FileStore
+
+router = APIRouter(prefix="/api/files", tags=["files"], dependencies=[Depends(key_name)])
+
+
+class File(BaseModel):
+    """`size` in bytes, `sha256` in hex. The name is what the uploader called it."""
+
+    id: UUID
+    name: str
+    size: int
+    content_type: str
+    sha256: str
+
+
+_MULTIPART = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["file"],
+                    "properties": {"file": {"type": "string", "format": "binary"}},
+                }
+            }
+        },
+    }
+}
+
+
+@router.post("", status_code=201, responses=responses(401, 413, 415, 422, 503), openapi_extra=_MULTIPART)
+async def upload(request: Request, response: Response) -> File:
+    """Keeps a file, to be named in a job's payload by its id. A file that no job uses is removed some day."""
+    files: FileStore = request.app.state.files
+    sent = Upload(request, request.app.state.settings.max_upload_bytes)
+    await sent.start()
+    file_id = uuid7()
+    size, sha256 = await files.write(file_id, sent.chunks())
+    row = {
+        "id": file_id,
+        "name": sent.name,
+        "size": size,
+        "content_type": sent.content_type,
+        "sha256": sha256,
+    }
+    try:
+        # The row comes last: it never speaks of bytes that are not there.
+        [saved] = await within(request.app.state.query(store.INSERT, row))
+    except BaseException:
+        await files.delete(file_id)
+        raise
+    response.headers["Location"] = f"/api/files/{file_id}"
+    return File.model_validate(saved)
+
+
+async def _find(request: Request, file_id: UUID) -> File:
+    rows: list[dict[str, Any]] = await within(request.app.state.query(store.GET, {"id": file_id}))
+    if not rows:
+        raise Problem(404, "unknown-file", "There is no such file", f"There is no file {file_id}.")
+    return File.model_validate(rows[0])
+
+
+@router.get("/{file_id}", responses=responses(401, 404, 422, 503))
+async def show(request: Request, file_id: UUID) -> File:
+    """What is known of a file."""
+    return await _find(request, file_id)
+
+
+@router.get(
+    "/{file_id}/content",
+    response_class=Response,
+    responses={200: {"content": {"application/octet-stream": {}}}, **responses(401, 404, 422, 503)},
+)
+async def content(request: Request, file_id: UUID) -> Response:
+    """The bytes."""
+    file = await _find(request, file_id)
+    try:
+        pieces = await request.app.state.files.read(file_id)
+    except FileNotFoundError:
+        raise Problem(404, "lost-file", "The file's bytes are gone", "The storage has lost this file.") from None
+    return StreamingResponse(
+        pieces,
+        media_type=file.content_type,
+        headers={
+            "Content-Length": str(file.size),
+            "ETag": f'"{file.sha256}"',
+            # Whatever was uploaded: a browser saves it, and runs nothing that it may contain.
+            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.name, safe='')}",
+            "X-Content-Type-Options": "nosniff",
+            "Content-Security-Policy": "sandbox; default-src 'none'",
+        },
+    )

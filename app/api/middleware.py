@@ -1,0 +1,93 @@
+"""What happens around every request: its id, a limit on its body, one log line, its numbers. Plain ASGI, for speed."""
+
+import re
+import time
+from typing import Any
+from uuid import uuid4
+
+import structlog
+from prometheus_client import Counter, Histogram
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app import logs
+from app.api import errors
+
+log = logs.get("api")
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
+QUIET_PATHS = ("/health", "/metrics")
+
+REQUESTS = Counter("jobstack_http_requests", "Requests answered", ["method", "route", "status"])
+DURATION = Histogram(
+    "jobstack_http_request_duration_seconds",
+    "From the request's head to the answer's end",
+    ["method", "route"],
+    buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
+)
+
+
+def too_large(limit: int) -> errors.Problem:
+    return errors.Problem(
+        413,
+        "too-large",
+        "The request is too large",
+        f"The body may have {limit} bytes at most.",
+        {"Connection": "close"},
+    )
+
+
+class RequestMiddleware:
+    """Outermost. `limit` tells how many bytes the body of a request to this path may have."""
+
+    def __init__(self, app: ASGIApp, *, limit: Any) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
+        scope["request_id"] = request_id
+        limit = self.limit(scope["path"])
+        began, status, received, started = time.monotonic(), 500, 0, False
+
+        async def limited_receive() -> Message:
+            nonlocal received
+            message = await receive()
+            received += len(message.get("body", b""))
+            if received > limit:
+                raise too_large(limit)
+            return message
+
+        async def noted_send(message: Message) -> None:
+            nonlocal status, started
+            if message["type"] == "http.response.start":
+                status, started = message["status"], True
+                message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                if int(headers.get(b"content-length", b"0")) > limit:
+                    response = errors.from_problem(Request(scope), too_large(limit))
+                    await response(scope, receive, noted_send)
+                else:
+                    await self.app(scope, limited_receive, noted_send)
+            finally:
+                seconds = time.monotonic() - began
+                # The template and not the path: ids would make a time series each.
+                route = getattr(scope.get("route"), "path", "unmatched")
+                REQUESTS.labels(scope["method"], route, status).inc()
+                DURATION.labels(scope["method"], route).observe(seconds)
+                if not scope["path"].startswith(QUIET_PATHS) or status >= 500:
+                    log.info(
+                        "request",
+                        method=scope["method"],
+                        path=scope["path"],
+                        status=status,
+                        ms=round(seconds * 1000, 1),
+                    )

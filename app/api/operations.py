@@ -1,0 +1,211 @@
+"""What operators and machines ask: kinds, queues, health, metrics."""
+
+import asyncio
+from typing import Any, Literal
+
+from fastapi import APIRouter, Depends, Request, Response
+from prometheus_client import generate_latest
+from prometheus_client.core import REGISTRY, GaugeMetricFamily
+from pydantic import BaseModel
+
+from app.api.auth import key_name
+from app.api.errors import responses
+from app.api.within import within
+from app.database import CONNECTION_LOST, SCHEMA_REVISION
+from app.jobs import statements
+from app.jobs.kinds import offered_kinds
+from app.jobs.messages import REDIS_ERRORS
+from app.queues import ALL_QUEUES, MAINTENANCE, Priority
+from app.settings import Settings
+
+router = APIRouter()
+HEALTH_SECONDS = 2.0
+
+
+class KindInfo(BaseModel):
+    """A kind of job; the schemas are JSON Schema."""
+
+    kind: str
+    description: str
+    priority: Priority
+    payload_schema: dict[str, Any]
+    result_schema: dict[str, Any]
+
+
+class Kinds(BaseModel):
+    kinds: list[KindInfo]
+
+
+class QueueInfo(BaseModel):
+    """`queued` and `running` count rows in PostgreSQL, `messages` what waits in Redis (null while that is away)."""
+
+    name: str
+    queued: int
+    running: int
+    oldest_queued_seconds: float | None
+    messages: int | None
+    window: int | None
+
+
+class Queues(BaseModel):
+    queues: list[QueueInfo]
+
+
+State = Literal["ok", "degraded", "unavailable"]
+
+
+class Readiness(BaseModel):
+    """`checks` has each part's state, or what is wrong with it."""
+
+    status: State
+    checks: dict[str, str]
+
+
+@router.get("/api/kinds", tags=["operations"], dependencies=[Depends(key_name)], responses=responses(401))
+async def kinds(request: Request) -> Kinds:
+    """The kinds of job that this installation runs."""
+    found = offered_kinds(request.app.state.settings).values()
+    return Kinds(
+        kinds=[
+            KindInfo(
+                kind=kind.name,
+                description=kind.description,
+                priority=kind.priority,
+                payload_schema=kind.payload.model_json_schema(),
+                result_schema=kind.result.model_json_schema(),
+            )
+            for kind in found
+        ]
+    )
+
+
+@router.get("/api/queues", tags=["operations"], dependencies=[Depends(key_name)], responses=responses(401, 503))
+async def queues(request: Request) -> Queues:
+    """How much waits where."""
+    return Queues(queues=await _queues(request.app.state))
+
+
+async def _queues(state: Any) -> list[QueueInfo]:
+    settings: Settings = state.settings
+    rows, lengths = await asyncio.gather(
+        within(state.query(statements.QUEUE_COUNTS, {"queues": list(ALL_QUEUES)})), _lengths(state.redis)
+    )
+    return [
+        QueueInfo(
+            **row,
+            messages=lengths.get(row["name"]),
+            window=None if row["name"] == MAINTENANCE else settings.queue_window,
+        )
+        for row in rows
+    ]
+
+
+async def _lengths(client: Any) -> dict[str, int]:
+    if client is None:
+        return {}
+    pipeline = client.pipeline(transaction=False)
+    for queue in ALL_QUEUES:
+        pipeline.llen(queue)
+    try:
+        return dict(zip(ALL_QUEUES, await pipeline.execute(), strict=True))
+    except REDIS_ERRORS:
+        return {}
+
+
+@router.get("/health/live", tags=["health"])
+async def live() -> dict[str, Literal["ok"]]:
+    """The process answers. Asks nobody else: a restart would not mend a database."""
+    return {"status": "ok"}
+
+
+@router.get("/health/ready", tags=["health"], responses={503: {"model": Readiness}})
+@router.get("/health", tags=["health"], responses={503: {"model": Readiness}})
+async def ready(request: Request, response: Response) -> Readiness:
+    """Whether requests can be served: PostgreSQL answers and is migrated. Without Redis, jobs are accepted as well."""
+    state = request.app.state
+    checks = dict(await asyncio.gather(_check_postgres(state), _check_redis(state), _check_storage(state)))
+    postgres = checks.pop("postgres")
+    revision = postgres if isinstance(postgres, str) else None
+    result = {
+        "postgres": "ok" if revision is not None else "unavailable",
+        "migrations": _migrations(revision),
+        **checks,
+    }
+    essential = result["postgres"] == result["migrations"] == "ok"
+    status: State = "unavailable" if not essential else "ok" if set(result.values()) == {"ok"} else "degraded"
+    response.status_code = 200 if essential else 503
+    return Readiness(status=status, checks=result)
+
+
+def _migrations(revision: str | None) -> str:
+    if revision is None:
+        return "unknown"
+    if revision >= SCHEMA_REVISION:
+        return "ok"
+    return f"at {revision or 'nothing'}, this code needs {SCHEMA_REVISION}: run python -m app.migrate"
+
+
+async def _check_postgres(state: Any) -> tuple[str, str | None]:
+    """The schema's revision, empty if there is none, None if PostgreSQL doesn't answer."""
+    try:
+        [there] = await within(state.query("SELECT to_regclass('alembic_version') AS name", {}), HEALTH_SECONDS)
+        if there["name"] is None:
+            return "postgres", ""
+        [row] = await within(state.query("SELECT max(version_num) AS head FROM alembic_version", {}), HEALTH_SECONDS)
+    except (*CONNECTION_LOST, TimeoutError):
+        return "postgres", None
+    return "postgres", row["head"] or ""
+
+
+async def _check_redis(state: Any) -> tuple[str, str]:
+    if state.redis is None:
+        return "redis", "ok"
+    try:
+        await within(state.redis.ping(), HEALTH_SECONDS)
+    except (*REDIS_ERRORS, TimeoutError):
+        return "redis", "unavailable"
+    return "redis", "ok"
+
+
+async def _check_storage(state: Any) -> tuple[str, str]:
+    try:
+        await within(state.files.check(), HEALTH_SECONDS)
+    except Exception:  # noqa: BLE001
+        # Whatever the storage's library raises; its text may contain credentials.
+        return "storage", "unavailable"
+    return "storage", "ok"
+
+
+@router.get("/metrics", tags=["operations"], dependencies=[Depends(key_name)], response_class=Response)
+async def metrics(request: Request) -> Response:
+    """For Prometheus: queues as PostgreSQL and Redis have them, and this process's HTTP numbers."""
+    try:
+        found = await _queues(request.app.state)
+    except (*CONNECTION_LOST, TimeoutError):
+        found = []  # Prometheus shows a gap, and the HTTP numbers still come
+
+    jobs = GaugeMetricFamily("jobstack_jobs", "Jobs that are not over", labels=["queue", "status"])
+    oldest = GaugeMetricFamily(
+        "jobstack_oldest_queued_seconds", "How long the oldest due job has been waiting", labels=["queue"]
+    )
+    messages = GaugeMetricFamily("jobstack_queue_messages", "Messages in Redis", labels=["queue"])
+    for queue in found:
+        jobs.add_metric([queue.name, "queued"], queue.queued)
+        jobs.add_metric([queue.name, "running"], queue.running)
+        oldest.add_metric([queue.name], queue.oldest_queued_seconds or 0)
+        if queue.messages is not None:
+            messages.add_metric([queue.name], queue.messages)
+    return Response(
+        b"".join(generate_latest(_Fixed(family)) for family in (jobs, oldest, messages)) + generate_latest(REGISTRY),
+        media_type="text/plain; version=0.0.4; charset=utf-8",
+    )
+
+
+class _Fixed:
+    """One family of numbers in the shape of a registry."""
+
+    def __init__(self, family: GaugeMetricFamily) -> None:
+        self._family = family
+
+    def collect(self) -> list[GaugeMetricFamily]:
+        return [self._family]

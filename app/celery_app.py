@@ -1,0 +1,86 @@
+"""The one Celery configuration: workers, beat, Flower and scripts all import it. docs/celery.md has the evidence."""
+
+from typing import Any
+
+from celery import Celery
+from celery.signals import setup_logging
+from kombu import Queue
+
+from app import logs
+from app.jobs.kinds import all_kinds
+from app.queues import ALL_QUEUES, MAINTENANCE
+from app.settings import Settings, get_settings, split_redis_url
+
+
+def visibility_timeout(settings: Settings) -> int:
+    """Seconds after which Redis gives an unacknowledged message to another worker.
+
+    Above the longest hard limit, so that it never strikes a job that runs. It is not what rescues jobs (leases are); a
+    message that comes back after hours finds its job done and is dropped.
+    """
+    longest = max((kind.limits(settings)[1] for kind in all_kinds().values()), default=0)
+    return max(settings.visibility_seconds, longest + 300)
+
+
+def configuration(settings: Settings) -> dict[str, Any]:
+    """Celery's settings, each with its reason."""
+    broker, broker_tls = split_redis_url(settings.broker_url)
+    backend, backend_tls = split_redis_url(settings.result_backend_url)
+    return {
+        # --- broker ---
+        "broker_url": broker,
+        "broker_use_ssl": broker_tls or None,
+        "broker_connection_retry_on_startup": True,  # None by default, with a warning
+        "broker_connection_max_retries": None,  # the default gives up after 100 tries: a worker that ends at night
+        "broker_connection_timeout": 4,
+        # Only these are read from this dictionary, and a misspelt one is silently ignored.
+        "broker_transport_options": {
+            "visibility_timeout": visibility_timeout(settings),
+            # None by default, which is forever: a frozen Redis then freezes whoever talks to it.
+            "socket_timeout": 10,
+            "socket_connect_timeout": 4,
+            "socket_keepalive": True,
+            "health_check_interval": 25,
+            # In the order in which a worker names its queues: urgent work first, strictly.
+            "queue_order_strategy": "priority",
+        },
+        # --- results: only maintenance tasks store one, jobs have their row ---
+        "result_backend": backend,
+        "redis_backend_use_ssl": backend_tls or None,
+        "result_expires": settings.result_expires,  # this sets the TTL; the transport option of that name does not
+        "task_ignore_result": True,
+        "redis_socket_timeout": 5,  # 120 by default
+        "redis_socket_connect_timeout": 4,
+        "redis_backend_health_check_interval": 25,
+        "result_backend_transport_options": {"retry_policy": {"max_retries": 2, "interval_start": 0}},
+        # --- messages ---
+        "task_serializer": "json",
+        "accept_content": ["json"],  # never pickle: whoever can write to Redis could run code
+        "task_queues": [Queue(name) for name in ALL_QUEUES],
+        "task_default_queue": MAINTENANCE,
+        "task_create_missing_queues": False,  # a misspelt queue is an error and not a queue that nobody reads
+        # --- workers: PostgreSQL's lease decides who runs a job, so some general advice does not apply ---
+        "task_acks_late": True,  # the message goes when the job is over
+        "task_reject_on_worker_lost": True,  # a child died: its message comes again at once
+        "worker_prefetch_multiplier": 1,  # a reserved message is a job that nobody else can start
+        # True would kill every running job at each blip of Redis; a second copy is refused by the claim anyway.
+        "worker_cancel_long_running_tasks_on_connection_loss": False,
+        "worker_concurrency": settings.worker_concurrency,  # never the host's CPU count
+        "worker_max_tasks_per_child": settings.worker_max_tasks_per_child,
+        "worker_hijack_root_logger": False,
+        "worker_send_task_events": True,
+        "worker_enable_remote_control": True,
+        "timezone": settings.schedule_timezone,
+        "enable_utc": True,
+    }
+
+
+@setup_logging.connect
+def _setup_logging(**_: object) -> None:
+    """Connected, so that Celery leaves logging alone."""
+    logs.configure()
+
+
+celery_app = Celery("jobstack", include=["worker.tasks"])
+# A function: read when Celery first needs it, so that importing this module needs no environment.
+celery_app.add_defaults(lambda: configuration(get_settings()))

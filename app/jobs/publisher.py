@@ -1,0 +1,90 @@
+"""The API's side of publishing: in the background, in batches, over one connection, and never waited for."""
+
+import asyncio
+import time
+from collections.abc import Iterable, Sequence
+
+import redis.asyncio
+
+from app import logs
+from app.jobs import messages
+from app.queues import JOB_QUEUES, MAINTENANCE
+from app.settings import Settings
+
+log = logs.get(__name__)
+
+# What an API process knows of a queue's length is worth this long.
+FRESH_SECONDS = 1.0
+ASK_SECONDS = 0.2
+MOST_WAITING = 10_000
+
+
+class Publisher:
+    """Sends messages for rows that are committed. What it can't send, dispatch does: the row is the truth."""
+
+    def __init__(self, settings: Settings, client: redis.asyncio.Redis | None) -> None:
+        self._settings = settings
+        self._client = client
+        self._waiting: list[messages.Address] = []
+        self._wanted = asyncio.Event()
+        # Queue -> (its length when last seen, when that was). Full or unreachable queues are left to dispatch.
+        self._lengths: dict[str, tuple[int, float]] = {}
+        self._away_until = 0.0
+        self._ask_dispatch = False
+        self._asked_at = 0.0
+
+    def open_queues(self, count: int) -> list[str]:
+        """Queues whose window has room for `count` messages, as far as this process knows."""
+        now = time.monotonic()
+        if self._client is None or now < self._away_until:
+            return []
+        window = self._settings.queue_window
+        return [
+            queue
+            for queue in JOB_QUEUES
+            if (known := self._lengths.get(queue, (0, 0.0)))[0] + count <= window or now - known[1] > FRESH_SECONDS
+        ]
+
+    def submit(self, rows: Iterable[dict[str, object]]) -> None:
+        """Queues messages for rows that were inserted as published."""
+        addresses = [messages.Address(row["id"], row["kind"], row["queue"]) for row in rows]  # type: ignore[arg-type]
+        # Beyond this the rows wait for repair: memory must not depend on how long Redis is away.
+        self._waiting.extend(addresses[: max(0, MOST_WAITING - len(self._waiting))])
+        if self._waiting:
+            self._wanted.set()
+
+    def ask_dispatch(self) -> None:
+        """Rows were left to dispatch: tell it now instead of at its next tick."""
+        if self._client is not None and time.monotonic() - self._asked_at > ASK_SECONDS:
+            self._asked_at = time.monotonic()
+            self._ask_dispatch = True
+            self._wanted.set()
+
+    async def run(self) -> None:
+        """Until cancelled; what waits then is sent first if Redis answers."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            await self.flush()
+
+    async def flush(self) -> None:
+        batch, self._waiting = self._waiting, []
+        ask, self._ask_dispatch = self._ask_dispatch, False
+        if self._client is None or not (batch or ask):
+            return
+        queues = messages.by_queue(batch, self._settings)
+        pipeline = self._client.pipeline(transaction=False)
+        for queue, waiting in queues.items():
+            pipeline.lpush(queue, *waiting)
+        if ask:
+            pipeline.lpush(MAINTENANCE, messages.maintenance_message("enqueue_pending_jobs"))
+        try:
+            lengths: Sequence[int] = await pipeline.execute()
+        except messages.REDIS_ERRORS as error:
+            # It may have arrived all the same: harmless. Until Redis is looked at again, rows go in unpublished, so
+            # that dispatch finds them at once and not after repair's patience.
+            self._away_until = time.monotonic() + FRESH_SECONDS
+            log.warning("publish_failed", jobs=len(batch), error=str(error), note="dispatch sends them later")
+            return
+        now = time.monotonic()
+        self._lengths.update({queue: (length, now) for queue, length in zip(queues, lengths, strict=False)})

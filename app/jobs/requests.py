@@ -1,0 +1,155 @@
+"""What a client may ask for, and what it gets: the models of the jobs API."""
+
+from datetime import UTC, datetime, timedelta
+from functools import cache
+from typing import Annotated, Any, Literal, Union
+from uuid import UUID
+
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field, create_model
+
+from app.jobs.kind import Kind, Model
+from app.jobs.kinds import all_kinds
+from app.queues import Priority
+
+Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
+MOST_IN_BATCH = 1000
+LONGEST_DELAY = timedelta(days=366)
+# Printable ASCII. A space is printable, but one at an end would be cut off by HTTP.
+IDEMPOTENCY_KEY_PATTERN = r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$"
+
+
+def _text_only(value: object) -> object:
+    if value is not None and not (isinstance(value, str) and "T" in value.upper()):
+        raise ValueError("write a time as RFC 3339 text with a zone, such as 2030-01-31T12:00:00Z")
+    return value
+
+
+def _at_most_a_year(value: datetime | None) -> datetime | None:
+    if value is not None and value > datetime.now(UTC) + LONGEST_DELAY:
+        raise ValueError("run_at may be at most a year ahead")
+    # Past means now. Dates before that are dropped here, since some of them have no UTC equivalent.
+    return None if value is not None and value.year < 2000 else value
+
+
+RunAt = Annotated[
+    AwareDatetime | None,
+    Field(strict=False, description="Not before this time, with a zone; at most a year ahead. Past means now."),
+    BeforeValidator(_text_only),
+    AfterValidator(_at_most_a_year),
+]
+
+
+class JobOptions(Model):
+    """What every kind of job can be told."""
+
+    priority: Priority | None = Field(None, description="Decides the queue; the kind's own if left out.")
+    run_at: RunAt = None
+    max_attempts: int | None = Field(None, ge=1, le=25, description="Runs in all, retries included.")
+
+
+class JobRequest(JobOptions):
+    """The common shape of the models that `request_models` makes, one a kind."""
+
+    kind: str
+    payload: Any
+
+
+class NewJob(BaseModel):
+    """A validated request on its way into the table."""
+
+    id: UUID
+    kind: str
+    priority: Priority
+    queue: str
+    payload: str
+    max_attempts: int
+    run_at: datetime | None
+    file_ids: list[UUID]
+    idempotency_key: str | None
+    request_hash: bytes | None
+
+
+class Progress(BaseModel):
+    """How far a job says it is, in units of its own."""
+
+    current: float
+    total: float | None
+    message: str | None
+
+
+class JobError(BaseModel):
+    """Why a job failed; while it is queued again, why its last attempt did."""
+
+    type: str
+    message: str
+
+
+class Job(BaseModel):
+    """A job as the API shows it. Times are UTC."""
+
+    id: UUID
+    kind: str
+    status: Status
+    priority: Priority
+    queue: str
+    payload: dict[str, Any]
+    result: dict[str, Any] | None
+    error: JobError | None
+    progress: Progress | None
+    attempt: int = Field(description="Runs so far; a hand-back at a deploy does not count.")
+    max_attempts: int
+    run_at: datetime
+    created_at: datetime
+    started_at: datetime | None
+    heartbeat_at: datetime | None
+    finished_at: datetime | None
+    worker: str | None
+    request_id: str | None
+
+
+def shown(row: dict[str, Any]) -> Job:
+    """A row as the API shows it: what a kind keeps secret is starred out."""
+    kind = all_kinds().get(row["kind"])
+    payload = kind.shown(row["payload"]) if kind else row["payload"]
+    return Job.model_validate({**row, "payload": payload})
+
+
+def _model_name(kind: Kind) -> str:
+    return "".join(part.capitalize() for part in kind.name.split("_"))
+
+
+@cache
+def request_type(names: tuple[str, ...], *, in_batch: bool = False) -> Any:
+    """The body of a create call for the kinds of these names: one model a kind, told apart by `kind`."""
+    models = []
+    for name in names:
+        kind = all_kinds()[name]
+        fields: dict[str, Any] = {
+            "kind": (Literal[name], ...),
+            "payload": (kind.payload, ...),
+        }
+        if in_batch:
+            fields["idempotency_key"] = (
+                Annotated[str | None, Field(min_length=1, max_length=255, pattern=IDEMPOTENCY_KEY_PATTERN)],
+                None,
+            )
+        models.append(
+            create_model(
+                f"{_model_name(kind)}{'BatchItem' if in_batch else 'Job'}",
+                __base__=JobOptions,
+                __doc__=kind.description,
+                **fields,
+            )
+        )
+    if len(models) == 1:
+        return models[0]
+    return Annotated[Union[tuple(models)], Field(discriminator="kind")]  # noqa: UP007 - a union made at run time
+
+
+def batch_type(names: tuple[str, ...]) -> Any:
+    """The body of a batch call."""
+    items = list[request_type(names, in_batch=True)]  # type: ignore[misc]
+    limits = Field(min_length=1, max_length=MOST_IN_BATCH)
+    return create_model(
+        "JobBatch", __base__=Model, __doc__="All of them are created, or none.", jobs=(Annotated[items, limits], ...)
+    )

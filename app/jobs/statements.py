@@ -1,0 +1,291 @@
+"""Every SQL statement that moves a job, and the ones that look at jobs. Nothing else writes to `jobs`.
+
+Rules that hold for all of them:
+- Times are the database's (`now()`), never a process's: clocks of machines differ.
+- After the claim every write names the lease token (the fence). No row back means: somebody else has the job now.
+- Each is one statement in its own transaction, safe to repeat when its answer was lost.
+- Every exit from `running` goes to `cancelled` if a cancel is recorded, in the same statement.
+"""
+
+# The columns of a job that the API shows, in its order.
+SHOWN = """id, kind, status, priority, queue, payload, result, error, progress, attempt, max_attempts,
+    run_at, created_at, started_at, heartbeat_at, finished_at, worker, request_id"""
+
+# --- creating ------------------------------------------------------------------------------------------------------
+
+# One statement for one job or a thousand. `published_at` is set where the caller may publish at once: the job is due,
+# its queue is among `open_queues`, and no older row waits outside the window (then only dispatch publishes, in turn).
+# Rows are inserted in the order of their keys: two batches with the same keys would otherwise deadlock.
+CREATE = f"""
+WITH wanted AS (
+    SELECT * FROM unnest(
+        %(ids)s::uuid[], %(kinds)s::text[], %(priorities)s::text[], %(queues)s::text[], %(payloads)s::text[],
+        %(max_attempts)s::int[], %(run_ats)s::timestamptz[], %(idempotency_keys)s::text[], %(request_hashes)s::bytea[]
+    ) AS w (id, kind, priority, queue, payload, max_attempts, run_at, idempotency_key, request_hash)
+), backlog AS MATERIALIZED (
+    SELECT q.queue FROM (SELECT DISTINCT queue FROM wanted) q WHERE EXISTS (
+        SELECT FROM jobs d
+        WHERE d.queue = q.queue AND d.status = 'queued' AND d.published_at IS NULL AND d.run_at <= now()
+    )
+), created AS (
+    INSERT INTO jobs (id, kind, priority, queue, payload, max_attempts, run_at, published_at,
+                      request_id, api_key, idempotency_key, request_hash)
+    SELECT id, kind, priority, queue, payload::jsonb, max_attempts, GREATEST(run_at, now()),
+           CASE WHEN COALESCE(run_at, now()) <= now() AND queue = ANY(%(open_queues)s::text[])
+                     AND queue NOT IN (SELECT queue FROM backlog) THEN now() END,
+           %(request_id)s::text, %(api_key)s::text, idempotency_key, request_hash
+    FROM wanted ORDER BY idempotency_key
+    ON CONFLICT (api_key, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
+    RETURNING {SHOWN}, published_at
+), linked AS (
+    INSERT INTO job_files (job_id, file_id)
+    SELECT f.job_id, f.file_id FROM unnest(%(file_jobs)s::uuid[], %(file_ids)s::uuid[]) AS f (job_id, file_id)
+    JOIN created ON created.id = f.job_id
+)
+SELECT * FROM created
+"""
+
+# A statement of its own: the one that met the conflict does not see the winner's row in its snapshot.
+FIND_BY_KEYS = f"""
+SELECT idempotency_key, request_hash, {SHOWN} FROM jobs
+WHERE api_key = %(api_key)s AND idempotency_key = ANY(%(idempotency_keys)s::text[])
+"""
+
+MISSING_FILES = """
+SELECT wanted.id FROM unnest(%(file_ids)s::uuid[]) AS wanted (id)
+WHERE NOT EXISTS (SELECT FROM files WHERE files.id = wanted.id)
+"""
+
+# `scripts/run_job.py` runs a job in its own process: claimed from birth, no worker can take it.
+CREATE_CLAIMED = """
+WITH created AS (
+    INSERT INTO jobs (id, kind, priority, queue, payload, max_attempts, attempt, status,
+                      started_at, heartbeat_at, worker, node, pid, lease_token, lease_expires_at)
+    VALUES (%(id)s, %(kind)s, %(priority)s, %(queue)s, %(payload)s::jsonb, %(max_attempts)s, 1, 'running',
+            now(), now(), %(worker)s, %(node)s, %(pid)s, %(token)s, now() + %(lease)s * interval '1 second')
+    RETURNING id, kind, queue, payload, attempt, max_attempts, request_id, lease_token
+), linked AS (
+    INSERT INTO job_files (job_id, file_id) SELECT %(id)s, unnest(%(file_ids)s::uuid[])
+)
+SELECT * FROM created
+"""
+
+# --- running -------------------------------------------------------------------------------------------------------
+
+_CLAIM = """
+    UPDATE jobs SET status = 'running', attempt = attempt + 1, started_at = now(), heartbeat_at = now(),
+        worker = %(worker)s, node = %(node)s, pid = %(pid)s,
+        lease_token = %(token)s, lease_expires_at = now() + %(lease)s * interval '1 second', published_at = NULL
+"""
+_CLAIMED = "RETURNING id, kind, queue, payload, attempt, max_attempts, request_id, lease_token"
+_DUE = "status = 'queued' AND run_at <= now() AND attempt < max_attempts AND cancel_requested_at IS NULL"
+
+# The compare-and-set that makes duplicates of a message harmless. Its commit does not wait for the disk: a claim lost
+# in a crash of PostgreSQL leaves the job queued, which is true. The setting ends with the statement's transaction.
+CLAIM = f"""
+WITH lazily AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS done)
+{_CLAIM} FROM lazily WHERE lazily.done IS NOT NULL AND id = %(id)s AND {_DUE}
+{_CLAIMED}
+"""
+
+# Without a queue (inline mode): the oldest due job, skipping those that another thread is just taking.
+CLAIM_NEXT = f"""
+{_CLAIM} WHERE id = (
+    SELECT id FROM jobs WHERE {_DUE} AND queue = ANY(%(queues)s)
+    ORDER BY array_position(%(queues)s, queue), run_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
+)
+{_CLAIMED}
+"""
+
+# Renews leases and writes progress in one go, and brings back recorded cancels. A lease that expired but that nobody
+# took is renewed as well: the token decides, not the clock.
+HEARTBEAT = """
+UPDATE jobs SET heartbeat_at = now(), lease_expires_at = now() + %(lease)s * interval '1 second',
+    progress = COALESCE(held.progress::jsonb, jobs.progress)
+FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[], %(progress)s::text[]) AS held (id, token, progress)
+WHERE jobs.id = held.id AND jobs.lease_token = held.token AND jobs.status = 'running'
+RETURNING jobs.lease_token, jobs.cancel_requested_at IS NOT NULL AS cancelled
+"""
+
+# --- leaving `running` ---------------------------------------------------------------------------------------------
+
+FINISH = """
+UPDATE jobs SET status = CASE WHEN cancel_requested_at IS NULL THEN 'succeeded' ELSE 'cancelled' END,
+    result = CASE WHEN cancel_requested_at IS NULL THEN %(result)s::jsonb END, error = NULL,
+    progress = COALESCE(%(progress)s::jsonb, progress),
+    heartbeat_at = now(), finished_at = now(), lease_expires_at = NULL
+WHERE id = %(id)s AND lease_token = %(token)s AND status = 'running'
+RETURNING status
+"""
+
+# After a write whose answer was lost: the finished row still carries our token, so the write was ours and a success.
+OUTCOME = """
+SELECT status FROM jobs
+WHERE id = %(id)s AND lease_token = %(token)s AND status IN ('succeeded', 'failed', 'cancelled')
+"""
+
+CANCELLED = """
+UPDATE jobs SET status = 'cancelled', progress = COALESCE(%(progress)s::jsonb, progress),
+    heartbeat_at = now(), finished_at = now(), lease_expires_at = NULL
+WHERE id = %(id)s AND lease_token = %(token)s AND status = 'running' AND cancel_requested_at IS NOT NULL
+RETURNING status
+"""
+
+
+def _end_attempt(whose: str, *, lock: str = "FOR UPDATE") -> str:
+    """An attempt failed: back to the queue after `retry_in` seconds; `failed` if that is null or attempts are spent.
+
+    Parameters besides those of `whose`: error (JSON), retry_in (seconds or null), published (a message is coming).
+    """
+    return f"""
+WITH ended AS MATERIALIZED (
+    SELECT id, CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
+                    WHEN %(retry_in)s::float IS NULL OR attempt >= max_attempts THEN 'failed'
+                    ELSE 'queued' END AS next
+    FROM jobs WHERE status = 'running' AND {whose} {lock}
+), moved AS (
+    UPDATE jobs SET status = next, error = %(error)s::jsonb, lease_expires_at = NULL,
+        lease_token = CASE WHEN next = 'queued' THEN NULL ELSE lease_token END,
+        finished_at = CASE WHEN next = 'queued' THEN NULL ELSE now() END,
+        run_at = CASE WHEN next = 'queued' THEN now() + %(retry_in)s::float * interval '1 second' ELSE run_at END,
+        published_at = CASE WHEN next = 'queued' AND %(published)s THEN now() END
+    FROM ended WHERE jobs.id = ended.id
+    RETURNING jobs.id, jobs.kind, jobs.queue, jobs.status, jobs.attempt, jobs.worker, jobs.error, jobs.started_at,
+        jobs.run_at
+), kept AS (
+    INSERT INTO job_attempts (job_id, attempt, worker, error, started_at)
+    SELECT id, attempt, worker, error, started_at FROM moved WHERE status <> 'cancelled'
+)
+SELECT id, kind, queue, status, attempt, worker, run_at FROM moved
+"""
+
+
+# By the worker itself, which knows its token.
+FAIL = _end_attempt("id = %(id)s AND lease_token = %(token)s")
+# By the parent, for a child that died or was stopped: it knows which child it was.
+CHILD_DIED = _end_attempt("id = %(id)s AND node = %(node)s AND pid = %(pid)s")
+# By anybody, for a worker that sends no heartbeats. PostgreSQL's own restart is not the workers' fault: after it they
+# get the time to renew their leases first.
+RESCUE = _end_attempt(
+    """lease_expires_at < now()
+    AND now() - pg_postmaster_start_time() > %(settle)s * interval '1 second'""",
+    lock="FOR UPDATE SKIP LOCKED",
+)
+
+
+def _hand_back(whose: str) -> str:
+    """Not the job's fault, so the attempt is not counted: back to the queue, due in `retry_in` seconds."""
+    return f"""
+UPDATE jobs SET status = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,
+    lease_token = CASE WHEN cancel_requested_at IS NULL THEN NULL ELSE lease_token END,
+    finished_at = CASE WHEN cancel_requested_at IS NULL THEN NULL ELSE now() END,
+    attempt = attempt - 1, lease_expires_at = NULL, published_at = NULL,
+    run_at = now() + %(retry_in)s::float * interval '1 second', progress = COALESCE(%(progress)s::jsonb, progress)
+WHERE status = 'running' AND {whose}
+RETURNING id, status
+"""
+
+
+HAND_BACK = _hand_back("id = %(id)s AND lease_token = %(token)s")
+HAND_BACK_NODE = _hand_back("node = %(node)s")
+
+# --- by people -----------------------------------------------------------------------------------------------------
+
+# Queued: over at once. Running: recorded; from this moment on the job cannot succeed.
+CANCEL = f"""
+UPDATE jobs SET status = CASE status WHEN 'queued' THEN 'cancelled' ELSE status END,
+    cancel_requested_at = COALESCE(cancel_requested_at, now()),
+    finished_at = CASE status WHEN 'queued' THEN now() END
+WHERE id = %(id)s AND status IN ('queued', 'running')
+RETURNING {SHOWN}
+"""
+
+# From the beginning, but what `once` recorded stays: a paid call is not paid again.
+RETRY = f"""
+UPDATE jobs SET status = 'queued', attempt = 0, run_at = now(), error = NULL, result = NULL, progress = NULL,
+    started_at = NULL, heartbeat_at = NULL, finished_at = NULL, worker = NULL, node = NULL, pid = NULL,
+    lease_token = NULL, cancel_requested_at = NULL, published_at = NULL
+WHERE id = %(id)s AND status IN ('failed', 'cancelled')
+RETURNING {SHOWN}
+"""
+
+# --- steps ---------------------------------------------------------------------------------------------------------
+
+STEPS = "SELECT name, result FROM job_steps WHERE job_id = %(id)s"
+
+# The one write without a fence: the first record stays, and both attempts use it.
+RECORD_STEP = """
+INSERT INTO job_steps (job_id, name, result) VALUES (%(id)s, %(name)s, %(result)s::jsonb)
+ON CONFLICT DO NOTHING
+"""
+READ_STEP = "SELECT result FROM job_steps WHERE job_id = %(id)s AND name = %(name)s"
+
+# --- dispatch and repair -------------------------------------------------------------------------------------------
+
+# The oldest due rows of each queue, as many as its window has room for. `published_at` is written before the send: a
+# dispatcher that dies in between has promised a message that never came, which repair notices.
+DISPATCH = """
+WITH room AS (
+    SELECT q.queue, %(window)s - (
+        SELECT count(*) FROM jobs p WHERE p.queue = q.queue AND p.status = 'queued' AND p.published_at IS NOT NULL
+    ) AS free
+    FROM unnest(%(queues)s::text[]) AS q (queue)
+), picked AS (
+    SELECT due.id FROM room CROSS JOIN LATERAL (
+        SELECT d.id FROM jobs d
+        WHERE d.queue = room.queue AND d.status = 'queued' AND d.published_at IS NULL AND d.run_at <= now()
+        ORDER BY d.run_at, d.id LIMIT GREATEST(room.free, 0) FOR UPDATE SKIP LOCKED
+    ) AS due
+)
+UPDATE jobs SET published_at = now() FROM picked WHERE jobs.id = picked.id AND jobs.status = 'queued'
+RETURNING jobs.id, jobs.kind, jobs.queue, jobs.run_at
+"""
+
+# Rows whose message was sent a while ago and should be in the queue's list, or with a worker that claims it any moment.
+SETTLED = """
+SELECT queue, array_agg(id) AS ids FROM jobs
+WHERE queue = ANY(%(queues)s::text[]) AND status = 'queued' AND published_at < now() - %(settle)s * interval '1 second'
+GROUP BY queue
+"""
+
+PUBLISH_AGAIN = """
+UPDATE jobs SET published_at = now()
+WHERE id = ANY(%(ids)s::uuid[]) AND status = 'queued' AND published_at < now() - %(settle)s * interval '1 second'
+RETURNING id, kind, queue, run_at
+"""
+
+WAITING_OUTSIDE = """
+SELECT q.queue FROM unnest(%(queues)s::text[]) AS q (queue) WHERE EXISTS (
+    SELECT FROM jobs d WHERE d.queue = q.queue AND d.status = 'queued' AND d.published_at IS NULL AND d.run_at <= now()
+)
+"""
+
+# --- looking -------------------------------------------------------------------------------------------------------
+
+GET = f"SELECT {SHOWN} FROM jobs WHERE id = %(id)s"
+
+
+def list_jobs(filters: list[str], *, after_cursor: bool) -> str:
+    """Newest first, by keyset: a page costs the same wherever it is. `filters` are names of columns."""
+    conditions = [f"{column} = %({column})s" for column in filters]
+    if after_cursor:
+        conditions.append("(created_at, id) < (%(cursor_time)s, %(cursor_id)s)")
+    where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
+    return f"SELECT {SHOWN} FROM jobs {where} ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
+
+
+# Each count reads one partial index, which holds only rows in that state.
+QUEUE_COUNTS = """
+SELECT q.queue AS name,
+    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NULL)
+  + (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NOT NULL)
+    AS queued,
+    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'running') AS running,
+    EXTRACT(EPOCH FROM now() - LEAST(
+        (SELECT j.run_at FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NULL
+            AND j.run_at <= now() ORDER BY j.run_at LIMIT 1),
+        (SELECT min(j.run_at) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued'
+            AND j.published_at IS NOT NULL)
+    ))::float AS oldest_queued_seconds
+FROM unnest(%(queues)s::text[]) WITH ORDINALITY AS q (queue, position) ORDER BY q.position
+"""

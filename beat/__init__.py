@@ -1,0 +1,1 @@
+"""When the house-keeping happens."""

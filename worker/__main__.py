@@ -1,0 +1,34 @@
+"""`python -m worker`: a Celery worker for the queues in WORKER_QUEUES. Same process, so SIGTERM reaches Celery."""
+
+from app.celery_app import celery_app
+from app.queues import MAINTENANCE
+from app.settings import get_settings
+from worker.health import process_name
+
+
+def main() -> None:
+    settings = get_settings()
+    concurrency = settings.worker_concurrency
+    if MAINTENANCE in settings.worker_queues:
+        # Dispatch and rescue must never wait behind a long clean-up.
+        concurrency = max(2, concurrency)
+    celery_app.worker_main(
+        [
+            # Celery's banner is not JSON; what it says stands in the log.
+            "--quiet",
+            "worker",
+            f"--hostname={process_name()}@%h",
+            f"--queues={','.join(settings.worker_queues)}",
+            f"--concurrency={concurrency}",
+            # Prefork only: threads can neither be stopped at a time limit nor survive a handler's crash.
+            "--pool=prefork",
+            # Workers need to know nothing of each other: rescue and dispatch go by PostgreSQL.
+            "--without-gossip",
+            "--without-mingle",
+            f"--loglevel={settings.log_level}",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()

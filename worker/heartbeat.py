@@ -1,0 +1,133 @@
+"""One thread a process renews the leases of its jobs, writes their progress, and brings back recorded cancels."""
+
+import json
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from app import logs
+from app.database import CONNECTION_LOST, Database
+from app.jobs import statements
+from app.settings import Settings
+
+log = logs.get(__name__)
+
+PROGRESS_SECONDS = 0.5  # at most two writes a second, however often a handler reports
+
+
+@dataclass
+class Lease:
+    """A claim that this process holds. Written by the heartbeat's thread, read by the job's."""
+
+    job_id: UUID
+    token: UUID
+    renew_at: float = 0.0
+    progress: str | None = None  # JSON that waits to be written
+    progress_at: float = 0.0  # when it may be
+    cancelled_at: float | None = None
+    lost: bool = False
+    # Set when `cancelled_at` or `lost` changes: ends a sleep.
+    attention: threading.Event = field(default_factory=threading.Event)
+
+    def take_progress(self) -> str | None:
+        progress, self.progress = self.progress, None
+        return progress
+
+
+class Heartbeat:
+    """Holds the leases of one process. Its thread starts with the first job, so never before a fork."""
+
+    def __init__(self, database: Database, settings: Settings, *, may_kill: bool) -> None:
+        self._database = database
+        self._settings = settings
+        self._may_kill = may_kill
+        self._leases: dict[UUID, Lease] = {}
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+
+    def hold(self, job_id: UUID, token: UUID) -> Lease:
+        lease = Lease(job_id, token, renew_at=time.monotonic() + self._settings.job_heartbeat_seconds)
+        with self._changed:
+            self._leases[token] = lease
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+                self._thread.start()
+            # No wake-up: the thread never sleeps longer than to the next heartbeat of a lease it knows or might get.
+        return lease
+
+    def drop(self, lease: Lease) -> None:
+        with self._changed:
+            self._leases.pop(lease.token, None)
+
+    def report(self, lease: Lease, progress: dict[str, Any]) -> None:
+        """Progress to be written soon; a newer report replaces one that waits."""
+        first = lease.progress is None
+        lease.progress = json.dumps(progress)
+        if first:
+            with self._changed:
+                self._changed.notify()
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                now = time.monotonic()
+                due = [lease for lease in self._leases.values() if self._next(lease) <= now]
+                if not due:
+                    soonest = min(map(self._next, self._leases.values()), default=float("inf"))
+                    self._changed.wait(min(self._settings.job_heartbeat_seconds / 2, max(0.01, soonest - now)))
+                    continue
+            try:
+                self._beat(due)
+            except CONNECTION_LOST as error:
+                log.warning("heartbeat_failed", error=str(error).strip())
+                time.sleep(0.5)
+            except Exception:
+                log.exception("heartbeat_failed")
+                time.sleep(1)
+
+    @staticmethod
+    def _next(lease: Lease) -> float:
+        return min(lease.renew_at, lease.progress_at) if lease.progress is not None else lease.renew_at
+
+    def _beat(self, leases: list[Lease]) -> None:
+        reports = [lease.progress for lease in leases]
+        rows = self._database.run(
+            statements.HEARTBEAT,
+            {
+                "ids": [lease.job_id for lease in leases],
+                "tokens": [lease.token for lease in leases],
+                "progress": reports,
+                "lease": self._settings.job_lease_seconds,
+            },
+        )
+        now = time.monotonic()
+        cancelled = {row["lease_token"]: row["cancelled"] for row in rows}
+        for lease, written in zip(leases, reports, strict=True):
+            lease.renew_at = now + self._settings.job_heartbeat_seconds
+            lease.progress_at = now + PROGRESS_SECONDS
+            if lease.progress is written:
+                lease.progress = None
+            if lease.token not in cancelled:
+                # Finished by the job's own thread in this moment, or taken away: that thread finds out by its token.
+                lease.lost = True
+                lease.attention.set()
+                self.drop(lease)
+            elif cancelled[lease.token] and lease.cancelled_at is None:
+                lease.cancelled_at = now
+                lease.attention.set()
+            if (
+                self._may_kill
+                and lease.cancelled_at is not None
+                and now - lease.cancelled_at >= self._settings.cancel_grace_seconds
+            ):
+                self._kill(lease)
+
+    def _kill(self, lease: Lease) -> None:
+        """The handler never looked at its cancel: it ends with its process, which the pool replaces."""
+        log.warning("cancelled_job_killed", job_id=str(lease.job_id))
+        self._database.run(statements.CANCELLED, {"id": lease.job_id, "token": lease.token, "progress": lease.progress})
+        os.kill(os.getpid(), signal.SIGKILL)

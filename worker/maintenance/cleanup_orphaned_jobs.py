@@ -1,0 +1,31 @@
+"""Rescues jobs whose worker sends no heartbeats any more: killed, out of memory, cut off, without power."""
+
+import json
+from collections import Counter
+
+import redis
+
+from app.database import Database
+from app.jobs import dispatch, statements
+from app.settings import Settings
+
+
+def run(database: Database, client: redis.Redis, settings: Settings) -> dict[str, int]:
+    """Returns how many jobs went where: {"queued": 2, "failed": 1}."""
+    rows = database.run(
+        statements.RESCUE,
+        {
+            # After a restart of PostgreSQL, workers need a round to renew their leases.
+            "settle": 2 * settings.job_heartbeat_seconds + 2,
+            "error": json.dumps(
+                {
+                    "type": "LeaseLost",
+                    "message": f"lease lost: its worker gave no sign of life for {settings.job_lease_seconds:g} s",
+                }
+            ),
+            "retry_in": 0,
+            "published": True,
+        },
+    )
+    dispatch.send([row for row in rows if row["status"] == "queued"], client, settings)
+    return dict(Counter(row["status"] for row in rows))

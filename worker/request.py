@@ -1,0 +1,69 @@
+"""The parent's part when a child dies or meets its hard limit: moves exactly that claim, before Celery acts."""
+
+import json
+from typing import Any
+from uuid import UUID
+
+from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.worker.request import Request
+from psycopg import Error as DatabaseError
+
+from app import logs
+from app.database import Database
+from app.jobs import dispatch, messages, statements
+from app.settings import get_settings
+from worker.runner import NODE
+
+log = logs.get(__name__)
+
+
+class JobRequest(Request):
+    """A message that a child is working on, as the parent sees it."""
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        """Celery calls this with the child's exception, and for children that can't raise one any more."""
+        # A child's own exception comes wrapped with its traceback; those that the pool makes don't.
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(error, WorkerLostError):
+            # Celery puts the message back right after this: the job runs again at once.
+            self._release("WorkerLostError", f"the worker process died: {_cause(error)}", message_comes=True)
+        elif isinstance(error, TimeLimitExceeded):
+            hard = self.time_limits[0]
+            self._release("TimeLimitExceeded", f"the job took longer than its hard time limit of {hard} s")
+        elif isinstance(error, Terminated):
+            self._release("Terminated", "the worker process was stopped by a remote command")
+        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+    def _release(self, error_type: str, message: str, *, message_comes: bool = False) -> None:
+        """If PostgreSQL can't be reached now, the lease runs out and rescue does the same later."""
+        settings = get_settings()
+        # Opened for this moment only: a connection that lives in the parent would be inherited by every new child.
+        database = Database(settings, "worker-parent", statement_seconds=3)
+        try:
+            rows = database.run(
+                statements.CHILD_DIED,
+                {
+                    "id": UUID(self.args[0]),
+                    "node": NODE,
+                    "pid": self.worker_pid,
+                    "error": json.dumps({"type": error_type, "message": message}),
+                    "retry_in": 0,
+                    "published": True,
+                },
+            )
+            for row in rows:
+                log.warning("child_ended", job_id=str(row["id"]), error=message, outcome=row["status"])
+            again = [row for row in rows if row["status"] == "queued"]
+            if again and not message_comes:
+                with messages.connect(settings) as client:
+                    dispatch.send(again, client, settings)
+        except (DatabaseError, *messages.REDIS_ERRORS) as problem:
+            log.warning("release_failed", error=str(problem).strip(), note="left to rescue and repair")
+        finally:
+            database.close()
+
+
+def _cause(error: WorkerLostError) -> str:
+    """'Worker exited prematurely: signal 9 (SIGKILL) Job: 3.' without the parts that say nothing to a user."""
+    cause = str(error).partition(": ")[2].partition(" Job:")[0] or str(error)
+    return f"{cause} (out of memory?)" if "SIGKILL" in cause else cause

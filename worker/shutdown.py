@@ -1,0 +1,70 @@
+"""What a worker does after SIGTERM: let short jobs end, then hand the long ones back, and be gone in time.
+
+The signal reaches the parent only. Its children see it through a page of memory that was made before the fork.
+"""
+
+import mmap
+import os
+import signal
+import struct
+import threading
+import time
+from typing import Any
+
+from app import logs
+from app.settings import Settings
+
+log = logs.get(__name__)
+
+# Anonymous and shared: parent and children see the same bytes. Holds the monotonic time of SIGTERM, which is one clock
+# for all processes of a machine; 0 means that nobody asked.
+_began = mmap.mmap(-1, 8)
+
+
+def begin() -> None:
+    struct.pack_into("d", _began, 0, time.monotonic())
+
+
+def reset() -> None:
+    struct.pack_into("d", _began, 0, 0.0)
+
+
+def seconds_since() -> float | None:
+    """How long ago this worker was told to stop; None if it wasn't."""
+    began: float = struct.unpack_from("d", _began, 0)[0]
+    return time.monotonic() - began if began else None
+
+
+def claims_nothing() -> bool:
+    return seconds_since() is not None
+
+
+def hands_back(settings: Settings) -> bool:
+    """Whether a checkpoint should end the handler: half of the grace has passed."""
+    since = seconds_since()
+    return since is not None and since >= settings.shutdown_grace_seconds / 2
+
+
+def watch(settings: Settings, pool: Any, hand_back_all: Any) -> None:
+    """In the parent, after SIGTERM: what still runs shortly before the grace ends is put back and killed.
+
+    Celery itself would wait for it without end, and the platform's SIGKILL would then cost each job a lease.
+    """
+    reserve = min(5.0, settings.shutdown_grace_seconds / 4)
+
+    def last_call() -> None:
+        time.sleep(settings.shutdown_grace_seconds - reserve)
+        try:
+            log.warning("grace_is_over", handed_back=hand_back_all())
+        except Exception:
+            log.exception("hand_back_failed", note="the leases run out and rescue takes the jobs")
+        for child in list(getattr(pool, "_pool", None) or ()):
+            if child.pid:
+                try:
+                    os.kill(child.pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    continue
+        # Not a normal exit: Celery's main thread is waiting for those children and would wait on.
+        os._exit(0)
+
+    threading.Thread(target=last_call, name="last-call", daemon=True).start()

@@ -1,0 +1,120 @@
+"""The Celery tasks: `run_job` for every job, and the house-keeping under the names of its files."""
+
+import time
+from functools import cache
+from types import ModuleType
+from typing import Any
+from uuid import UUID
+
+import redis
+from celery import Task
+from celery.exceptions import Reject
+from celery.signals import worker_ready, worker_shutting_down
+
+from app import logs
+from app.celery_app import celery_app
+from app.database import CONNECTION_LOST, Database
+from app.jobs import dispatch, messages, statements
+from app.settings import get_settings
+from worker import health, maintenance, shutdown
+from worker.runner import NODE, Runner
+
+log = logs.get(__name__)
+
+# How long a child waits for PostgreSQL before it lets a message go.
+CLAIM_PATIENCE_SECONDS = 20
+ASK_SECONDS = 0.2
+AWAY = (*CONNECTION_LOST, *messages.REDIS_ERRORS)
+
+
+# Made at a child's first task and kept: nothing may be open when the parent forks.
+@cache
+def _runner(worker: str) -> Runner:
+    return Runner(get_settings(), worker=worker, may_kill=True)
+
+
+@cache
+def _database() -> Database:
+    return Database(get_settings(), "maintenance", statement_seconds=60)
+
+
+@cache
+def _redis() -> redis.Redis:
+    return messages.connect(get_settings())
+
+
+@celery_app.task(name=messages.RUN_JOB, bind=True, Request="worker.request:JobRequest")
+def run_job(self: "Task[..., None]", job_id: str) -> None:
+    """Claims the job and runs it. A message for a job that is not due, or that somebody has, ends here."""
+    if shutdown.claims_nothing():
+        raise Reject("this worker is stopping", requeue=True)
+    runner = _runner(self.request.hostname)
+    claim = runner.wait_and_claim(UUID(job_id), CLAIM_PATIENCE_SECONDS)
+    if claim is not None:
+        runner.run(claim)
+        _ask_for_more(claim.queue)
+
+
+_asked_at = 0.0
+
+
+def _ask_for_more(queue: str) -> None:
+    global _asked_at
+    if time.monotonic() - _asked_at < ASK_SECONDS:
+        return
+    _asked_at = time.monotonic()
+    try:
+        dispatch.ask_for_more(_redis(), queue, get_settings())
+    except messages.REDIS_ERRORS:
+        return  # beat asks as well
+
+
+def _register(module: ModuleType) -> None:
+    """A house-keeping task under its file's name. What it did is its result and one log line; nothing, if nothing."""
+    name = module.__name__.rpartition(".")[2]
+
+    def task() -> dict[str, Any]:
+        try:
+            done: dict[str, Any] = module.run(_database(), _redis(), get_settings())
+        except AWAY as error:
+            log.warning("maintenance_failed", task=name, error=str(error).strip())
+            raise
+        if done:
+            log.info("maintenance", task=name, **done)
+        return done
+
+    task.__doc__ = module.__doc__
+    # The result is kept for a script that asked for the run; beat's messages say that nobody reads theirs. The limit is
+    # twice the longest slice.
+    celery_app.task(name=name, ignore_result=False, throws=AWAY, time_limit=120)(task)
+
+
+for _module in maintenance.ALL:
+    _register(_module)
+
+
+# --- the parent ----------------------------------------------------------------------------------------------------
+
+
+_pool: Any = None
+
+
+@worker_ready.connect
+def _ready(sender: Any, **_: object) -> None:
+    global _pool
+    _pool = sender.pool._pool
+
+
+@worker_shutting_down.connect
+def _shutting_down(**_: object) -> None:
+    """SIGTERM has come. Runs in the signal handler: sets the flag that the children see, and starts the clock."""
+    shutdown.begin()
+    shutdown.watch(get_settings(), _pool, _hand_back_all)
+
+
+def _hand_back_all() -> int:
+    database = Database(get_settings(), "worker-parent", statement_seconds=3)
+    return len(database.run(statements.HAND_BACK_NODE, {"node": NODE, "retry_in": 0, "progress": None}))
+
+
+health.install(celery_app)
