@@ -81,6 +81,7 @@ def _setup_logging(**_: object) -> None:
     logs.configure()
 
 
-celery_app = Celery("jobstack", include=["worker.tasks"])
+# No `include`: Flower and beat would import it too, and their images have neither the tasks nor their libraries.
+celery_app = Celery("jobstack")
 # A function: read when Celery first needs it, so that importing this module needs no environment.
 celery_app.add_defaults(lambda: configuration(get_settings()))

@@ -3,6 +3,7 @@
 from app.celery_app import celery_app
 from app.queues import MAINTENANCE
 from app.settings import get_settings
+from worker import tasks  # noqa: F401  registers the tasks
 from worker.health import process_name
 
 
