@@ -54,10 +54,10 @@ def redis_server() -> Path:
 
 def _version(program: str) -> tuple[int, ...]:
     try:
-        text = subprocess.run([program, "--version"], capture_output=True, text=True, timeout=10).stdout
+        shown = subprocess.run([program, "--version"], check=False, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return (0,)
-    found = re.search(r"v=(\d+)\.(\d+)", text)
+    found = re.search(r"v=(\d+)\.(\d+)", shown.stdout)
     return tuple(map(int, found.groups())) if found else (0,)
 
 
@@ -82,7 +82,7 @@ def _fetch_redis() -> None:
         )
 
 
-def redis_config(folder: Path, port: int, password: str) -> str:
+def redis_config(folder: Path, port: int, password: str, maxmemory: str) -> str:
     """The text of a redis.conf: as in docker-compose.yml, on loopback."""
     return f"""\
 bind 127.0.0.1
@@ -94,7 +94,7 @@ appendonly yes
 appendfsync everysec
 save ""
 # A full Redis must refuse new messages: any other policy would silently drop some that are waiting.
-maxmemory 256mb
+maxmemory {maxmemory}
 maxmemory-policy noeviction
 # Written to stdout, where the supervisor rotates it.
 logfile ""
@@ -138,6 +138,7 @@ def prepare_postgres(data: Path, password: str) -> str | None:
                 *("--encoding", "UTF8", "--locale", "C", "--locale-provider", "builtin"),
                 *("--builtin-locale", "C.UTF-8"),
             ],
+            check=False,
             user=user,
             cwd="/",
             capture_output=True,
@@ -176,6 +177,9 @@ def postgres_command(data: Path, port: int) -> list[str]:
         # TCP only: the path of a socket below a deep folder is longer than the 107 bytes that systems allow.
         *("-c", "listen_addresses=127.0.0.1", "-c", "unix_socket_directories="),
         *("-c", "timezone=UTC", "-c", "log_timezone=UTC"),
+        # As in docker-compose.yml, which says why. fsync and synchronous_commit stay on: "202" survives a power cut.
+        *("-c", "jit=off", "-c", "random_page_cost=1.1", "-c", "autovacuum_naptime=15s"),
+        *("-c", "log_parameter_max_length=0", "-c", "log_error_verbosity=terse"),
     ]
 
 

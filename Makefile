@@ -1,0 +1,99 @@
+# `make` alone prints what there is. GNU make 3.81 (macOS) and any /bin/sh will do.
+#
+# Every variable can be given on the command line (make up API_PORT=8001) or in the environment (API_PORT=8001 make up).
+
+# Any Python from 3.9 starts the stack in containers; without containers it takes 3.11 to 3.14.
+PYTHON ?= python3
+STACK = $(PYTHON) -m scripts.stack
+BIN = .venv/bin
+
+.DEFAULT_GOAL := help
+# A recipe that fails half-way must not leave a target that looks made.
+.DELETE_ON_ERROR:
+
+##@ The stack (MODE=compose or native; without it Docker Compose where it answers, else processes of this machine)
+
+.PHONY: up
+up: ## start everything, wait until it is healthy, run a first job, print the addresses
+	@$(STACK) up
+
+.PHONY: down
+down: ## stop everything; data stays
+	@$(STACK) down
+
+.PHONY: ps
+ps: ## each process, its state and its health
+	@$(STACK) ps
+
+.PHONY: logs
+logs: ## follow the logs (SERVICE=worker for one)
+	@$(STACK) logs
+
+.PHONY: demo
+demo: ## send real files of each kind, with progress and results in the terminal
+	@$(STACK) demo
+
+.PHONY: run
+run: ## run a script where the stack is: make run SCRIPT="task_manager.py status ID"
+	@$(STACK) run
+
+.PHONY: clean
+clean: ## stop everything and delete its data (asks; YES=1 does not)
+	@$(STACK) clean
+
+##@ The database's schema
+
+.PHONY: migrate
+migrate: ## bring the running stack's database to this code's schema (make up does it too)
+	@$(STACK) migrate
+
+.PHONY: revision
+revision: dev ## write a migration from what changed in app/tables.py: MESSAGE="add a column"
+	@test -n "$$MESSAGE" || { echo 'What changes? make revision MESSAGE="add a column"'; exit 1; }
+	@$(STACK) scratch sh -c 'alembic upgrade head && alembic revision --autogenerate --message "$$MESSAGE"'
+
+##@ Checks (neither Docker nor a running stack is needed, but for e2e)
+
+.PHONY: test
+test: dev ## unit and integration tests on their own PostgreSQL and Redis (ARGS="-k name")
+	@$(BIN)/python -m pytest -n $(TEST_PROCESSES) $(ARGS)
+TEST_PROCESSES = 4
+
+.PHONY: lint
+lint: dev ## ruff, mypy, hadolint, shellcheck, and whether the migrations make the tables in the code
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/hadolint dockerfiles/Dockerfile.*
+	@# There is no shellcheck for Linux/ARM on PyPI.
+	@if test -x $(BIN)/shellcheck; then echo $(BIN)/shellcheck $(SHELL_SCRIPTS); $(BIN)/shellcheck $(SHELL_SCRIPTS); fi
+	$(STACK) scratch sh -c 'python -m app.migrate && python -m app.migrate --check'
+SHELL_SCRIPTS = $(wildcard requirements/*.sh scripts/*.sh)
+
+.PHONY: native-test
+native-test: dev ## this very `make up`, without containers, in a copy: start, restart, kill, stop (3 minutes)
+	@$(BIN)/python -m pytest tests/native $(ARGS)
+
+.PHONY: e2e
+e2e: dev ## build the images and drive the compose stack from outside (needs Docker)
+	@$(BIN)/python -m pytest tests/e2e $(ARGS)
+
+.PHONY: bench
+bench: ## jobs and requests a second against the running stack, beside plain Celery
+	@$(STACK) run bench.py $(ARGS)
+
+##@ Dependencies
+
+.PHONY: dev
+dev: ## .venv with all that tests and linters need, as locked
+	@$(STACK) install dev
+
+.PHONY: lock
+lock: dev ## write requirements/*.txt from the .in files (UPGRADE=--upgrade takes newer releases)
+	@UV=$(CURDIR)/$(BIN)/uv requirements/lock.sh $(UPGRADE)
+
+.PHONY: help
+help: ## this
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
