@@ -3,7 +3,7 @@
 import logging
 import logging.config
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -17,13 +17,14 @@ _SHARED: list[Any] = [
 ]
 
 
-def configure() -> None:
-    """Send structlog and the standard library's loggers through one pipe, to stdout.
+def configure(stream: TextIO | None = None) -> None:
+    """Send structlog and the standard library's loggers through one pipe, to stdout unless another stream is given.
 
-    stdout and not stderr: platforms such as Railway colour every stderr line as an error.
+    Not to stderr: platforms such as Railway colour every line there as an error.
     """
+    stream = stream or sys.stdout
     settings = get_settings()
-    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not sys.stdout.isatty())
+    as_json = settings.log_format == "json" or (settings.log_format == "auto" and not stream.isatty())
     renderer: list[Any] = (
         [
             structlog.processors.format_exc_info,
@@ -42,7 +43,7 @@ def configure() -> None:
         logger_factory=structlog.stdlib.LoggerFactory(),
         cache_logger_on_first_use=True,
     )
-    handler = logging.StreamHandler(sys.stdout)
+    handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=[structlog.stdlib.add_logger_name, *_SHARED],

@@ -21,8 +21,9 @@ log = logs.get(__name__)
 _began = mmap.mmap(-1, 8)
 
 
-def begin() -> None:
-    struct.pack_into("d", _began, 0, time.monotonic())
+def begin(spent: float = 0) -> None:
+    """SIGTERM has come; `spent` seconds of the grace count as over."""
+    struct.pack_into("d", _began, 0, time.monotonic() - spent)
 
 
 def reset() -> None:

@@ -4,6 +4,7 @@ import json
 from collections import Counter
 
 import redis
+from psycopg.rows import DictRow
 
 from app.database import Database
 from app.jobs import dispatch, statements
@@ -12,20 +13,21 @@ from app.settings import Settings
 
 def run(database: Database, client: redis.Redis, settings: Settings) -> dict[str, int]:
     """Returns how many jobs went where: {"queued": 2, "failed": 1}."""
-    rows = database.run(
+    rows = rescue(database, settings, published=True)
+    dispatch.send([row for row in rows if row["status"] == "queued"], client, settings)
+    return dict(Counter(row["status"] for row in rows))
+
+
+def rescue(database: Database, settings: Settings, *, published: bool) -> list[DictRow]:
+    """Moves jobs whose lease ran out. `published`: the caller sends a message for each one that is queued again."""
+    lost = f"lease lost: its worker gave no sign of life for {settings.job_lease_seconds:g} s"
+    return database.run(
         statements.RESCUE,
         {
             # After a restart of PostgreSQL, workers need a round to renew their leases.
             "settle": 2 * settings.job_heartbeat_seconds + 2,
-            "error": json.dumps(
-                {
-                    "type": "LeaseLost",
-                    "message": f"lease lost: its worker gave no sign of life for {settings.job_lease_seconds:g} s",
-                }
-            ),
+            "error": json.dumps({"type": "LeaseLost", "message": lost}),
             "retry_in": 0,
-            "published": True,
+            "published": published,
         },
     )
-    dispatch.send([row for row in rows if row["status"] == "queued"], client, settings)
-    return dict(Counter(row["status"] for row in rows))

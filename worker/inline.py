@@ -1,0 +1,105 @@
+"""`python -m worker.inline`: the API and the jobs in one process, with neither Redis nor a worker. For laptops and tests.
+
+Jobs run in a few threads, through the same claim, heartbeat and fence. What threads can't do: no hard time limit, no
+forced end for a handler that never looks at its cancel, and no survival of a handler that crashes the process.
+"""
+
+import threading
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI
+
+from app import logs
+from app.api.__main__ import serve
+from app.api.app import create_app
+from app.database import CONNECTION_LOST
+from app.queues import JOB_QUEUES
+from app.settings import Settings, SettingsError, get_settings
+from worker import shutdown
+from worker.maintenance.cleanup_orphaned_jobs import rescue
+from worker.runner import Runner
+
+log = logs.get(__name__)
+
+LOOK_SECONDS = 0.2
+RESCUE_SECONDS = 10
+
+
+def create_inline_app(settings: Settings | None = None) -> FastAPI:
+    """The API with the runner's threads inside its lifespan."""
+    settings = settings or get_settings()
+    if settings.jobs_execution != "inline":
+        raise SettingsError("jobstack: worker.inline needs JOBS_EXECUTION=inline")
+    app = create_app(settings)
+    serve_api = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        async with serve_api(app) as state:
+            threads = _start(settings)
+            try:
+                yield state
+            finally:
+                # Nobody waits for long jobs at a laptop: they are handed back at their next checkpoint.
+                shutdown.begin(spent=settings.shutdown_grace_seconds / 2)
+                end = time.monotonic() + settings.shutdown_grace_seconds / 2
+                for thread in threads:
+                    thread.join(max(0.1, end - time.monotonic()))
+
+    app.router.lifespan_context = lifespan
+    return app
+
+
+def _start(settings: Settings) -> list[threading.Thread]:
+    shutdown.reset()
+    runner = Runner(settings, worker="inline", may_kill=False)
+    threads = [
+        threading.Thread(target=_work, args=(runner,), name=f"job-{number}", daemon=True)
+        for number in range(settings.worker_concurrency)
+    ]
+    threads.append(threading.Thread(target=_rescue, args=(runner,), name="rescue", daemon=True))
+    for thread in threads:
+        thread.start()
+    return threads
+
+
+def _work(runner: Runner) -> None:
+    """One job after the other, until the process stops."""
+    while not shutdown.claims_nothing():
+        try:
+            claim = runner.claim_next(list(JOB_QUEUES))
+            if claim is not None:
+                runner.run(claim)
+                continue
+        except CONNECTION_LOST as error:
+            log.warning("claim_failed", error=str(error).strip())
+            time.sleep(1)
+        time.sleep(LOOK_SECONDS)
+
+
+def _rescue(runner: Runner) -> None:
+    """The house-keeping that a single process needs: jobs that an earlier process left behind."""
+    while not shutdown.claims_nothing():
+        try:
+            for row in rescue(runner.database, runner.settings, published=False):
+                log.info("rescued", job_id=str(row["id"]), status=row["status"])
+        except CONNECTION_LOST as error:
+            log.warning("rescue_failed", error=str(error).strip())
+        # Short sleeps, so that the process ends at once when it is told to.
+        end = time.monotonic() + RESCUE_SECONDS
+        while time.monotonic() < end and not shutdown.claims_nothing():
+            time.sleep(LOOK_SECONDS)
+
+
+def __getattr__(name: str) -> Any:
+    """`worker.inline:app`, made when uvicorn asks for it."""
+    if name == "app":
+        return create_inline_app()
+    raise AttributeError(name)
+
+
+if __name__ == "__main__":
+    serve("worker.inline:app")
