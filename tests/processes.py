@@ -21,16 +21,13 @@ ROOT = Path(__file__).parent.parent
 
 
 class Process:
-    """`python -m MODULE` with its log in a file."""
+    """A process with its log in a file."""
 
-    def __init__(self, module: str, folder: Path, **env: object) -> None:
-        self.log_path = folder / f"{module}-{free_port()}.log"
-        self.run_dir = folder
+    def __init__(self, command: list[str], folder: Path, **env: object) -> None:
+        self.log_path = folder / f"process-{free_port()}.log"
         environment = {**os.environ, "JOBSTACK_RUN_DIR": str(folder), **{k: str(v) for k, v in env.items()}}
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", module], cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT
-            )
+            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     @property
     def log(self) -> str:
@@ -59,10 +56,10 @@ class Process:
 
 @contextmanager
 def running(module: str, folder: Path, alive: str | None = None, **env: object) -> Iterator[Process]:
-    """A process that has shown its first sign of life (the file `alive`); killed at the end."""
+    """`python -m MODULE`, once it has shown its first sign of life (the file `alive`); killed at the end."""
     sign = folder / f"jobstack-{alive}.alive"
     sign.unlink(missing_ok=True)
-    process = Process(module, folder, **env)
+    process = Process([sys.executable, "-m", module], folder, **env)
     try:
         if alive:
             until(lambda: sign.exists() or process.process.poll() is not None, f"{module} is up", seconds=60)

@@ -184,8 +184,8 @@ def postgres_command(data: Path, port: int) -> list[str]:
 
 
 @contextmanager
-def temporary_postgres() -> Iterator[str]:
-    """A PostgreSQL that lives as long as the block, for tests and tools.
+def temporary_postgres(*, fsync: bool = False) -> Iterator[str]:
+    """A PostgreSQL that lives as long as the block, for tests and tools. Without fsync it waits for no disk.
 
     Yields:
         The URL of its empty database.
@@ -196,8 +196,7 @@ def temporary_postgres() -> Iterator[str]:
     with tempfile.TemporaryDirectory(prefix="jobstack-") as folder:
         data = Path(folder) / "postgres"
         user = prepare_postgres(data, "temporary")
-        # Nothing in it is worth waiting for the disk.
-        command = [*postgres_command(data, port), "-c", "fsync=off"]
+        command = [*postgres_command(data, port), "-c", f"fsync={'on' if fsync else 'off'}"]
         with (Path(folder) / "log").open("w+") as log:
             server = subprocess.Popen(command, user=user, cwd="/", stdout=log, stderr=log)
             try:
