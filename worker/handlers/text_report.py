@@ -79,8 +79,7 @@ def report(pieces: Iterable[str], top: int) -> Result:
         counts.update(map(str.casefold, found))
         if len(counts) > MOST_DIFFERENT_WORDS:
             raise PermanentError(
-                f"The text has more than {MOST_DIFFERENT_WORDS:,} different words. "
-                "Split it and report on each part."
+                f"The text has more than {MOST_DIFFERENT_WORDS:,} different words. Split it and report on each part."
             )
         lines += len(f"{piece}.".splitlines()) - 1  # line ends; the dot makes the last one count
         last = piece[-1:] or last
