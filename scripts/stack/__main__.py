@@ -40,6 +40,13 @@ def up() -> None:
     mode = mode_for_up(values)
     RUN.mkdir(mode=0o711, exist_ok=True)
     MODE_FILE.write_text(mode)
+    if mode == "compose":
+        # What native mode leaves there for scripts: the addresses of servers that are no more would mislead them.
+        (RUN / "env").unlink(missing_ok=True)
+    if mode == "native" and not (RUN / "supervisord.pid").exists():
+        # Before a minute of installing. After a crash, what holds the ports may be ours: looked at later.
+        for name in environment.PORTS:
+            environment.need_free(values, name)
     module(mode).up(values)
 
 

@@ -63,8 +63,9 @@ def up(values: Mapping[str, str]) -> None:
     if values.get("JOBS_EXECUTION") == "inline":
         raise Problem("JOBS_EXECUTION=inline needs no containers.", "MODE=native make up")
     before = containers()
-    for service, name in (("api", "API_PORT"), ("flower", "FLOWER_PORT")):
-        if before.get(service, {}).get("State") != "running":
+    held = {port["PublishedPort"] for item in before.values() for port in item.get("Publishers") or ()}
+    for name in environment.PORTS:
+        if environment.port(values, name) not in held:
             environment.need_free(values, name)
     # By name: without, `--wait` takes the end of `migrate`, which ends when it is done, for a failure.
     if compose("up", "--detach", "--build", "--wait", "--wait-timeout", "240", "--remove-orphans", *PROCESSES):
@@ -126,9 +127,10 @@ def demo() -> int:
     """`scripts/demo.py` in a container of its own beside the API: the samples are no part of the image."""
     terminal = () if sys.stdout.isatty() else ("--no-TTY",)
     mount = f"{ROOT / 'samples'}:/app/samples:ro"
-    url = f"API_URL=http://api:{environment.load().get('PORT', '8000')}"
+    values = environment.load()
+    urls = (f"API_URL=http://api:{values.get('PORT', '8000')}", f"SHOWN_URL={http.api_url(values)}")
     return compose(
-        *("run", "--rm", "--no-deps", *terminal, "--volume", mount, "--env", url),
+        *("run", "--rm", "--no-deps", *terminal, "--volume", mount, "--env", urls[0], "--env", urls[1]),
         *("worker", "python", "scripts/demo.py"),
     )
 

@@ -32,6 +32,8 @@ from scripts.stack import ROOT, RUN, STOP_SECONDS, Problem, environment, http, s
 
 BIN, LOGS, DATA, HEALTH = RUN / "bin", RUN / "logs", RUN / "postgres", RUN / "health"
 CONFIG, PORTS, SETTINGS = RUN / "supervisord.conf", RUN / "ports.json", RUN / "settings.json"
+# For people and scripts: what the processes have in their environment.
+ENVIRONMENT = RUN / "env"
 # Any of these in the environment means: that one, and no server of ours.
 REDIS_VARIABLES = ("REDIS_URL", "CELERY_BROKER_URL", "BROKER_URL", "REDIS_HOST")
 CODE = ("app", "worker", "beat", "migrations", "alembic.ini", "requirements/native.txt")
@@ -252,9 +254,15 @@ def write_config(stack: Stack) -> None:
         text = _script(name, *exports, f"cd {shlex.quote(str(ROOT))}", f"exec {shlex.join(command_line)}", mode=0o700)
         # Started by us, after the migration. 5 s: what ends sooner waits before it is tried again.
         program(name, _hash(code, text), autostart="false", startsecs="5", priority="30")
+    _write(ENVIRONMENT, "".join(f"{name}={_quoted(value)}\n" for name, value in sorted(stack.environment.items())))
     config["group:app"] = {"programs": ",".join(stack.processes), "priority": "30"}
     with CONFIG.open("w", encoding="utf-8") as file:
         config.write(file)
+
+
+def _quoted(value: str) -> str:
+    """As python-dotenv reads it."""
+    return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
 def _ini(value: object) -> str:
@@ -376,10 +384,10 @@ def up(values: Mapping[str, str]) -> None:
             # In time, and before anything else: the old one's processes hold the ports that are checked next.
             _end_leftovers()
         stack = Stack(values)
-        if not is_running():
-            environment.need_free(stack.values, "API_PORT")
-            if not stack.inline:
-                environment.need_free(stack.values, "FLOWER_PORT")
+        held = {environment.port(running_stack().values, name) for name in environment.PORTS} if is_running() else ()
+        for name in environment.PORTS:
+            if environment.port(stack.values, name) not in held and not (stack.inline and name == "FLOWER_PORT"):
+                environment.need_free(stack.values, name)
         write_config(stack)
         _write(SETTINGS, json.dumps(stack.values))
         try:
