@@ -73,7 +73,7 @@ class Database:
     def run_until_answered(self, statement: str, params: Params | None = None) -> list[DictRow]:
         """As `run`, but waits for PostgreSQL as long as it takes. What bounds it is the job's hard time limit."""
         for attempt in Retrying(
-            retry=retry_if_exception_type(CONNECTION_LOST), wait=wait_exponential_jitter(0.1, max=2)
+            retry=retry_if_exception_type(CONNECTION_LOST), wait=wait_exponential_jitter(multiplier=0.1, max=2)
         ):
             with attempt:
                 return self.run(statement, params)
