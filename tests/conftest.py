@@ -26,19 +26,26 @@ from app.queues import QUEUE_OF_PRIORITY
 from app.settings import Settings, get_settings
 from tests import processes, servers
 from tests.processes import Process
-from tests.servers import Redis
+from tests.servers import Postgres, Redis
 from worker.runner import Claim, Runner
 
 
 @pytest.fixture(scope="session")
-def environment() -> Iterator[Redis]:
+def postgres() -> Iterator[Postgres]:
+    """The PostgreSQL server. Whoever stops it starts it again."""
+    with servers.postgres_server() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def environment(postgres: Postgres) -> Iterator[Redis]:
     """PostgreSQL (migrated by Alembic), Redis and a storage folder, named in this process's environment."""
     folder = servers.folder()
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         redis = stack.enter_context(servers.redis_server())
         os.environ.update(
-            DATABASE_URL=stack.enter_context(servers.postgres_server()),
+            DATABASE_URL=postgres.url,
             REDIS_URL=redis.url,
             STORAGE_URL=f"file://{folder}/files",
             JOBSTACK_RUN_DIR=str(folder),
@@ -76,11 +83,6 @@ def db(settings: Settings) -> Iterator[psycopg.Connection[DictRow]]:
 
 
 @pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    return tmp_path
-
-
-@pytest.fixture
 def api(settings: Settings, db: object, redis: Redis) -> Iterator[httpx.Client]:
     """The API behind a real socket."""
     with processes.serving(settings) as address, httpx.Client(base_url=address, timeout=10) as client:
@@ -88,15 +90,12 @@ def api(settings: Settings, db: object, redis: Redis) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture
-def start(run_dir: Path, redis: Redis, db: object) -> Iterator[Callable[..., Process]]:
+def start(tmp_path: Path, redis: Redis, db: object) -> Iterator[Callable[..., Process]]:
     """start("worker", **env) -> a running process of the stack; all are killed at the end."""
     with ExitStack() as stack:
 
         def begin(name: str, **env: object) -> Process:
-            module = "worker" if name.startswith("worker") else name
-            if name == "worker-maintenance":
-                env = {"WORKER_QUEUES": "maintenance", **env}
-            return stack.enter_context(processes.running(module, run_dir, alive=name, **env))
+            return stack.enter_context(processes.started(name, tmp_path, **env))
 
         yield begin
 

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ class Process:
     """A process with its log in a file."""
 
     def __init__(self, command: list[str], folder: Path, **env: object) -> None:
+        self.folder = folder
         self.log_path = folder / f"process-{free_port()}.log"
         environment = {**os.environ, "JOBSTACK_RUN_DIR": str(folder), **{k: str(v) for k, v in env.items()}}
         with self.log_path.open("wb") as log:
@@ -34,7 +36,8 @@ class Process:
         return self.log_path.read_text(errors="replace")
 
     def children(self) -> list[psutil.Process]:
-        return psutil.Process(self.process.pid).children()
+        children: list[psutil.Process] = psutil.Process(self.process.pid).children()
+        return children
 
     def terminate(self) -> None:
         self.process.terminate()
@@ -67,6 +70,18 @@ def running(module: str, folder: Path, alive: str | None = None, **env: object) 
         yield process
     finally:
         process.kill()
+
+
+@contextmanager
+def started(name: str, folder: Path, **env: object) -> Iterator[Process]:
+    """A process by its name in compose, or "odd" (`tests/integration/odd.py`), in its own folder below `folder`."""
+    module, alive = {"worker-maintenance": ("worker", name), "odd": ("tests.integration.odd", "worker")}.get(
+        name, (name, name)
+    )
+    if name == "worker-maintenance":
+        env = {"WORKER_QUEUES": "maintenance", **env}
+    with running(module, Path(tempfile.mkdtemp(dir=folder)), alive, **env) as process:
+        yield process
 
 
 @contextmanager

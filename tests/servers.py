@@ -4,6 +4,7 @@ Both can be frozen and stopped, which is what the tests are about.
 """
 
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -14,6 +15,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg
 import redis
 
@@ -35,7 +37,7 @@ def engine_answers() -> bool:
     """JOBSTACK_TESTS=embedded says no without asking."""
     if os.environ.get("JOBSTACK_TESTS") == "embedded" or not shutil.which("docker"):
         return False
-    return subprocess.run(["docker", "info"], capture_output=True, timeout=10).returncode == 0
+    return subprocess.run(["docker", "info"], check=False, capture_output=True, timeout=10).returncode == 0
 
 
 class Redis:
@@ -83,7 +85,7 @@ def redis_server() -> Iterator[Redis]:
                 url,
                 freeze=wrapped.pause,
                 thaw=wrapped.unpause,
-                stop=lambda: wrapped.kill(),
+                stop=wrapped.kill,
                 start=wrapped.start,
             )
         else:
@@ -99,8 +101,12 @@ def redis_server() -> Iterator[Redis]:
                 process.kill()
                 process.wait()
 
+            @stack.callback
+            def end() -> None:
+                if running:
+                    stop()
+
             start()
-            stack.callback(lambda: [stop() for _ in list(running)])
             server = Redis(
                 url,
                 freeze=lambda: running[-1].send_signal(signal.SIGSTOP),
@@ -112,35 +118,96 @@ def redis_server() -> Iterator[Redis]:
         yield server
 
 
-@contextmanager
-def postgres_server() -> Iterator[str]:
-    """Yields the URL of an empty database."""
-    if not engine_answers():
-        with servers.temporary_postgres() as url:
-            yield url
-        return
-    from testcontainers.core.container import DockerContainer
+class Postgres:
+    """A PostgreSQL server that keeps its port and its data over a restart."""
 
-    port = free_port()
-    container = (
-        DockerContainer("postgres:18")
-        .with_env("POSTGRES_PASSWORD", "secret")
-        .with_bind_ports(5432, port)
-        .with_command("postgres -c fsync=off")
-    )
-    url = f"postgresql://postgres:secret@127.0.0.1:{port}/postgres"
+    def __init__(self, url: str, *, freeze: Callable[[], Any], thaw: Callable[[], Any], stop: Any, start: Any) -> None:
+        self.url = url
+        self.freeze, self.thaw, self.stop = freeze, thaw, stop
+        self._start = start
 
-    def answers() -> bool:
-        try:
-            psycopg.connect(url, connect_timeout=2).close()
-        except psycopg.OperationalError:
-            return False
-        return True
+    def start(self) -> None:
+        self._start()
+        self.wait()
 
-    with container:
-        # Its entry point starts it once without a network first, so logs and pg_isready tell too early.
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def wait(self) -> None:
+        def answers() -> bool:
+            try:
+                psycopg.connect(self.url, connect_timeout=2).close()
+            except psycopg.OperationalError:
+                return False
+            return True
+
         until(answers, "PostgreSQL answers", seconds=60)
-        yield url
+
+    def another_database(self, name: str) -> str:
+        """The URL of a new, empty database on the same server."""
+        with psycopg.connect(self.url, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return self.url.rpartition("/")[0] + f"/{name}"
+
+
+@contextmanager
+def postgres_server() -> Iterator[Postgres]:
+    port = free_port()
+    with ExitStack() as stack:
+        if engine_answers():
+            from testcontainers.core.container import DockerContainer
+
+            container = DockerContainer("postgres:18").with_env("POSTGRES_PASSWORD", "secret")
+            container.with_bind_ports(5432, port).with_command("postgres -c fsync=off")
+            stack.enter_context(container)
+            wrapped: Any = container.get_wrapped_container()
+            url = f"postgresql://postgres:secret@127.0.0.1:{port}/postgres"
+            server = Postgres(url, freeze=wrapped.pause, thaw=wrapped.unpause, stop=wrapped.stop, start=wrapped.start)
+        else:
+            server = stack.enter_context(_embedded_postgres(port))
+        # The image's entry point starts it once without a network first, so logs and pg_isready tell too early.
+        server.wait()
+        yield server
+
+
+@contextmanager
+def _embedded_postgres(port: int) -> Iterator[Postgres]:
+    with tempfile.TemporaryDirectory(prefix="jobstack-") as name:
+        data = Path(name) / "postgres"
+        user = servers.prepare_postgres(data, "secret")
+        # The other user's groups as well: with root's, folders would count as root's group's.
+        whose: Any = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
+        command = [*servers.postgres_command(data, port), "-c", "fsync=off"]
+        running: list[subprocess.Popen[bytes]] = []
+
+        def start() -> None:
+            running.append(subprocess.Popen(command, **whose, cwd="/", stdout=log, stderr=log))
+
+        def signal_all(number: int) -> None:
+            """A process for each connection: freezing the first alone would stop nothing."""
+            first = psutil.Process(running[-1].pid)
+            for process in (first, *first.children(recursive=True)):
+                process.send_signal(number)
+
+        def stop() -> None:
+            # "Fast": ends the connections, writes everything down.
+            running[-1].send_signal(signal.SIGINT)
+            running.pop().wait()
+
+        with (Path(name) / "log").open("wb") as log:
+            start()
+            try:
+                yield Postgres(
+                    f"postgresql://jobstack:secret@127.0.0.1:{port}/postgres",
+                    freeze=lambda: signal_all(signal.SIGSTOP),
+                    thaw=lambda: signal_all(signal.SIGCONT),
+                    stop=stop,
+                    start=start,
+                )
+            finally:
+                if running:
+                    stop()
 
 
 def folder() -> Path:
