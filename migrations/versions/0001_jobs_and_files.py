@@ -108,9 +108,18 @@ CREATE INDEX job_files_of_file ON job_files (file_id);
 STATE_MACHINE = """
 CREATE FUNCTION jobs_guard_moves() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
+    IF OLD.status = 'running' AND OLD.cancel_requested_at IS NOT NULL
+        AND (NEW.status NOT IN ('running', 'cancelled') OR NEW.cancel_requested_at IS NULL)
+    THEN
+        RAISE EXCEPTION 'job % was cancelled and cannot end otherwise', OLD.id
+            USING ERRCODE = 'check_violation';
+    END IF;
     IF NEW.status = OLD.status THEN
-        RAISE EXCEPTION 'job % is % and its lease belongs to somebody', OLD.id, OLD.status
-            USING ERRCODE = 'check_violation', HINT = 'A lease token changes only with the status.';
+        IF NEW.lease_token IS DISTINCT FROM OLD.lease_token THEN
+            RAISE EXCEPTION 'job % is % and its lease belongs to somebody', OLD.id, OLD.status
+                USING ERRCODE = 'check_violation', HINT = 'A lease token changes only with the status.';
+        END IF;
+        RETURN NEW;
     END IF;
     IF (OLD.status || ' -> ' || NEW.status) NOT IN (
         'queued -> running', 'queued -> cancelled',
@@ -118,10 +127,6 @@ BEGIN
         'failed -> queued', 'cancelled -> queued'
     ) THEN
         RAISE EXCEPTION 'job % cannot move from % to %', OLD.id, OLD.status, NEW.status
-            USING ERRCODE = 'check_violation';
-    END IF;
-    IF OLD.status = 'running' AND OLD.cancel_requested_at IS NOT NULL AND NEW.status <> 'cancelled' THEN
-        RAISE EXCEPTION 'job % was cancelled and cannot end as %', OLD.id, NEW.status
             USING ERRCODE = 'check_violation';
     END IF;
     IF NEW.status = 'running' AND NEW.attempt <> OLD.attempt + 1 THEN
@@ -133,7 +138,8 @@ END
 $$;
 
 CREATE TRIGGER jobs_guard_moves BEFORE UPDATE ON jobs FOR EACH ROW
-    WHEN (OLD.status IS DISTINCT FROM NEW.status OR OLD.lease_token IS DISTINCT FROM NEW.lease_token)
+    WHEN (OLD.status IS DISTINCT FROM NEW.status OR OLD.lease_token IS DISTINCT FROM NEW.lease_token
+        OR (OLD.cancel_requested_at IS NOT NULL AND NEW.cancel_requested_at IS NULL))
     EXECUTE FUNCTION jobs_guard_moves();
 """
 
