@@ -11,7 +11,7 @@ import secrets
 from collections import defaultdict
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import redis
@@ -120,10 +120,11 @@ def _options(settings: Settings, seconds: float) -> tuple[str, dict[str, Any]]:
 def connect(settings: Settings, *, seconds: float = 2) -> redis.Redis:
     """A client whose every command ends within `seconds`."""
     url, options = _options(settings, seconds)
-    return cast(redis.Redis, redis.Redis.from_url(url, **options))
+    return redis.Redis.from_url(url, **options)
 
 
 def connect_async(settings: Settings, *, seconds: float = 0.8) -> redis.asyncio.Redis:
     """The API's client."""
     url, options = _options(settings, seconds)
-    return redis.asyncio.Redis.from_url(url, **options | {"retry": AsyncRetry(NoBackoff(), 0)})
+    client: redis.asyncio.Redis = redis.asyncio.Redis.from_url(url, **options | {"retry": AsyncRetry(NoBackoff(), 0)})
+    return client
