@@ -88,6 +88,12 @@ WITH lazily AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true
 {_CLAIMED}
 """
 
+# After a claim whose answer was lost: the row carries our token, so it is ours.
+CLAIMED = """
+SELECT id, kind, queue, payload, attempt, max_attempts, request_id, lease_token FROM jobs
+WHERE id = %(id)s AND lease_token = %(token)s AND status = 'running'
+"""
+
 # Without a queue (inline mode): the oldest due job, skipping those that another thread is just taking.
 CLAIM_NEXT = f"""
 {_CLAIM} WHERE id = (
