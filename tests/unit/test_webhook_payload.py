@@ -52,6 +52,7 @@ def test_these_urls_are_refused(url: str, problem: str) -> None:
         ("HTTPS://EXAMPLE.com:443", "https://example.com/"),
         ("https://bücher.example/ä?q=ö", "https://xn--bcher-kva.example/%C3%A4?q=%C3%B6"),
         ("http://example.com:8080/a%2Fb?c=d%26e", "http://example.com:8080/a%2Fb?c=d%26e"),
+        ("http://example.com/?a[]=1&b=x|y", "http://example.com/?a[]=1&b=x|y"),
     ],
 )
 def test_the_job_shows_the_address_that_is_really_called(url: str, kept: str) -> None:

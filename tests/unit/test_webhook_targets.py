@@ -100,6 +100,7 @@ FOREIGN = [
     "[2001:db8::1]",
     "[2001:0:7f00:1::]",
     "[2001:0:4136:e378:8000:63bf:80ff:fffe]",
+    "[2001:1::1]",
     "[2001:10::1]",
     "[2002:7f00:1::]",
     "[2002:a00:1::1]",
@@ -284,9 +285,7 @@ def test_a_name_that_can_not_exist_is_permanent() -> None:
         call(f"http://{'a' * 70}.example/")
 
 
-@pytest.mark.parametrize(
-    "address", ["8.8.8.8", "1.1.1.1", "172.32.0.1", "100.128.0.1", "192.0.1.1", "2a00:1450::1"]
-)
+@pytest.mark.parametrize("address", ["8.8.8.8", "1.1.1.1", "172.32.0.1", "100.128.0.1", "192.0.1.1", "2a00:1450::1"])
 def test_public_addresses(address: str) -> None:
     assert is_public(address)
 

@@ -17,8 +17,10 @@ HeaderValue = Annotated[str, StringConstraints(pattern=r"^([!-~]([\t -~]*[!-~])?
 
 class Payload(Model):
     # Read as a browser reads it and kept in that form, so that the job shows the address that is really
-    # called: `http://2130706433` becomes `http://127.0.0.1/`.
-    url: HttpUrl = Field(description="http or https, any port, no credentials. Redirects are not followed.")
+    # called: `http://2130706433` becomes `http://127.0.0.1/`. Not strict: `?a[]=1` is no proper URL, and common.
+    url: HttpUrl = Field(
+        strict=False, description="http or https, any port, no credentials. Redirects are not followed."
+    )
     body: JsonValue = Field(description="Any JSON; sent as it is.")
     headers: dict[HeaderName, HeaderValue] = Field(
         default={},
@@ -31,9 +33,7 @@ class Payload(Model):
     @classmethod
     def _without_credentials(cls, url: HttpUrl) -> HttpUrl:
         if url.username is not None or url.password is not None:
-            raise ValueError(
-                "holds credentials, which everybody would see; send an Authorization header instead"
-            )
+            raise ValueError("holds credentials, which everybody would see; send an Authorization header instead")
         return url
 
     @field_validator("headers")
@@ -61,9 +61,7 @@ class Payload(Model):
 
 class Result(Model):
     status: int = Field(description="The answer's status, 200 to 299.")
-    body: str = Field(
-        description="The answer as text: its first 64 kB, less if the connection broke after the status."
-    )
+    body: str = Field(description="The answer as text: its first 64 kB, less if the connection broke after the status.")
 
 
 KIND = Kind(
