@@ -99,6 +99,12 @@ def test_grey(mode: str) -> None:
         assert image.mode == mode.replace("1", "L")
 
 
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_32_bits_a_channel_fail_for_good(mode: str) -> None:
+    with pytest.raises(PermanentError, match=r"32 bits a channel\. Save it with 8 or 16"):
+        thumb(saved(Image.new(mode, (40, 20)), "TIFF"))
+
+
 @pytest.mark.parametrize(
     ("size", "width", "expected"),
     [

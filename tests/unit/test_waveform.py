@@ -225,7 +225,7 @@ def test_the_picture_shows_the_recording() -> None:
     assert (bands[400:] == waveform.BACKGROUND).all()
 
 
-@pytest.mark.parametrize("frames", [1, 10, 1199, 1200, 1201, 49_999])
+@pytest.mark.parametrize("frames", [1, 10, 1199, 1200, 1201, 31_234])
 def test_the_picture_is_that_of_all_samples_at_once(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(waveform, "BLOCK_SAMPLES", 70)
     values = recording(frames / 1000, 1000, 2)
@@ -282,7 +282,7 @@ SOUND = bytes(16_000)
         (wav(SOUND, rate=49), "claims 49 samples a second"),
         (wav(SOUND, rate=1_000_001), "claims 1,000,001 samples a second"),
         (wav(SOUND, channels=0), "damaged"),
-        (wav(SOUND)[:12] + bytes(100_000), "there is no sound in it"),
+        (wav(SOUND)[:12] + b"junk\0\0\0\0" * 2000 + wav(SOUND)[12:], "there is no sound in it"),
     ],
 )
 def test_what_is_no_recording_fails_for_good(data: bytes, message: str) -> None:
@@ -320,7 +320,7 @@ def test_random_damage_never_raises_anything_else(monkeypatch: pytest.MonkeyPatc
 def test_samples_that_are_no_numbers_fail_for_good(bad: float) -> None:
     samples = np.zeros(40_000)
     samples[36_000] = bad
-    with pytest.raises(PermanentError, match=r"NaN or infinite samples near 4\.\d\d s"):
+    with pytest.raises(PermanentError, match=r"NaN, infinite or absurdly large samples at 4\.50 s"):
         report(encoded(samples, "DOUBLE")[0], 2)
 
 
@@ -441,7 +441,7 @@ def test_two_hours_need_no_more_memory_than_ten_minutes() -> None:
     def peak(seconds: int) -> int:
         ctx = MemoryContext()
         tracemalloc.start()
-        result = run(ctx, Hours(seconds), 60)  # type: ignore[arg-type]
+        result = run(ctx, Hours(seconds), 600)  # type: ignore[arg-type]
         used = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert result.duration_seconds == seconds

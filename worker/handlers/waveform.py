@@ -152,7 +152,8 @@ def measured(sound: soundfile.SoundFile, number: int, chunk_seconds: int) -> Chu
             energy = np.add.reduceat(samples * samples, (edges[:-1] - begin) * channels)
         squares += float(energy.sum())
         if not math.isfinite(squares):
-            raise PermanentError(f"The recording has NaN or infinite samples near {window / WINDOWS:.2f} s.")
+            second = (window + int(np.isfinite(energy).argmin())) / WINDOWS
+            raise PermanentError(f"The recording has NaN, infinite or absurdly large samples at {second:.2f} s.")
         quiet[window - first : window - first + len(energy)] = energy < QUIET * channels * np.diff(edges)
 
         touched = np.arange(begin * bins // frames, (edges[-1] - 1) * bins // frames + 1)
