@@ -11,7 +11,7 @@ import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
-from tenacity import Retrying, retry_if_exception_type, wait_exponential_jitter
+from tenacity import Retrying, retry_if_exception, wait_exponential_jitter
 
 from app.settings import Settings
 
@@ -21,6 +21,12 @@ SCHEMA_REVISION = "0001"
 Params = Mapping[str, Any]
 # What a lost or refused connection raises. Errors in a statement are not among them.
 CONNECTION_LOST = (psycopg.OperationalError, psycopg.InterfaceError, PoolTimeout)
+
+
+def may_pass(error: BaseException) -> bool:
+    """Whether the same statement may work later. Class 54, "program limit exceeded", is an OperationalError that never
+    passes: a value too large for PostgreSQL."""
+    return isinstance(error, CONNECTION_LOST) and not str(getattr(error, "sqlstate", "")).startswith("54")
 
 
 def conninfo(settings: Settings, process: str, *, statement_seconds: float) -> str:
@@ -71,13 +77,13 @@ class Database:
                 return self._run(statement, params)
 
     def run_until_answered(self, statement: str, params: Params | None = None) -> list[DictRow]:
-        """As `run`, but waits for PostgreSQL as long as it takes. What bounds it is the job's hard time limit."""
-        for attempt in Retrying(
-            retry=retry_if_exception_type(CONNECTION_LOST), wait=wait_exponential_jitter(multiplier=0.1, max=2)
-        ):
-            with attempt:
-                return self.run(statement, params)
-        raise AssertionError("unreachable")
+        """As `run`, but waits for PostgreSQL as long as it takes. What bounds it is the job's hard time limit.
+
+        Raises:
+            psycopg.Error: PostgreSQL answered, and refuses.
+        """
+        wait = wait_exponential_jitter(multiplier=0.1, max=2)
+        return Retrying(retry=retry_if_exception(may_pass), wait=wait, reraise=True)(self.run, statement, params)
 
     def close(self) -> None:
         with self._lock:

@@ -7,12 +7,14 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO, TypeVar
 from uuid import UUID
 
+import psycopg
+
 from app.database import Database
 from app.files.store import FileInfo, FileStore
 from app.jobs import statements
 from app.settings import Settings
 from worker import shutdown
-from worker.errors import Cancelled, HandBack, LeaseLost
+from worker.errors import Cancelled, HandBack, LeaseLost, refused, storable
 from worker.heartbeat import Heartbeat, Lease
 from worker.time_limit import SoftLimit
 
@@ -67,7 +69,10 @@ class Context:
 
     def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
         """Reports how far the job is; written at most twice a second. Also a checkpoint."""
-        self._heartbeat.report(self._lease, {"current": current, "total": total, "message": message})
+        message = None if message is None else storable(message)
+        # Disarmed: a strike between taking the heartbeat's lock and giving it back would keep it for ever.
+        with self._limit.disarmed():
+            self._heartbeat.report(self._lease, {"current": current, "total": total, "message": message})
         self.checkpoint()
 
     def sleep(self, seconds: float) -> None:
@@ -90,14 +95,21 @@ class Context:
         steps = self._recorded_steps()
         if name not in steps:
             self.checkpoint()
-            result = json.dumps(call(), allow_nan=False)
+            result = call()
             with self._limit.disarmed():
-                step = {"id": self.job_id, "name": name}
-                self._database.run_until_answered(statements.RECORD_STEP, {**step, "result": result})
-                # Another attempt may have been first: then both go on with its result.
-                steps[name] = self._database.run_until_answered(statements.READ_STEP, step)[0]["result"]
+                steps[name] = self._record(name, result)
         value: T = steps[name]
         return value
+
+    def _record(self, name: str, result: Any) -> Any:
+        step = {"id": self.job_id, "name": name}
+        as_json = json.dumps(result, allow_nan=False)
+        try:
+            self._database.run_until_answered(statements.RECORD_STEP, {**step, "result": as_json})
+        except psycopg.Error as error:
+            raise refused(f"the result of the step {name[:100]!r}", error) from error
+        # Another attempt may have been first: then both go on with its result.
+        return self._database.run_until_answered(statements.READ_STEP, step)[0]["result"]
 
     def step_key(self, name: str) -> str:
         """An idempotency key for a provider: the same on every attempt at this job."""

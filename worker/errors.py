@@ -88,7 +88,16 @@ def retry_delay(error: BaseException, attempt: int) -> float | None:
 
 
 def describe(error: BaseException) -> dict[str, Any]:
-    """An error as it is stored and shown: {type, message}. NUL, which PostgreSQL can't store, becomes U+FFFD."""
-    text = str(error) or type(error).__name__
-    text = text.replace("\x00", "\ufffd").encode(errors="replace").decode()
-    return {"type": type(error).__name__, "message": text[:LONGEST_MESSAGE]}
+    """An error as it is stored and shown: {type, message}."""
+    return {"type": type(error).__name__, "message": storable(str(error) or type(error).__name__)[:LONGEST_MESSAGE]}
+
+
+def storable(text: str) -> str:
+    """The text without what PostgreSQL can't store: NUL and lone surrogates."""
+    return text.replace("\x00", "\ufffd").encode(errors="replace").decode()
+
+
+def refused(what: str, error: psycopg.Error) -> PermanentError:
+    """For a value that PostgreSQL does not take, now or later."""
+    reason = ": ".join(filter(None, (error.diag.message_primary, error.diag.message_detail))) or str(error)
+    return PermanentError(f"{what} cannot be stored: {reason}")

@@ -25,17 +25,13 @@ class Lease:
 
     job_id: UUID
     token: UUID
-    renew_at: float = 0.0
-    progress: str | None = None  # JSON that waits to be written
-    progress_at: float = 0.0  # when it may be
+    renew_at: float
+    progress_at: float  # when progress may be written
+    progress: str | None = None  # JSON that waits for that
     cancelled_at: float | None = None
     lost: bool = False
     # Set when `cancelled_at` or `lost` changes: ends a sleep.
     attention: threading.Event = field(default_factory=threading.Event)
-
-    def take_progress(self) -> str | None:
-        progress, self.progress = self.progress, None
-        return progress
 
 
 class Heartbeat:
@@ -50,7 +46,9 @@ class Heartbeat:
         self._thread: threading.Thread | None = None
 
     def hold(self, job_id: UUID, token: UUID) -> Lease:
-        lease = Lease(job_id, token, renew_at=time.monotonic() + self._settings.job_heartbeat_seconds)
+        now = time.monotonic()
+        # The progress of a job shorter than half a second is written with its end only.
+        lease = Lease(job_id, token, now + self._settings.job_heartbeat_seconds, now + PROGRESS_SECONDS)
         with self._changed:
             self._leases[token] = lease
             if self._thread is None:
@@ -65,13 +63,14 @@ class Heartbeat:
 
     def report(self, lease: Lease, progress: dict[str, Any]) -> None:
         """Progress to be written soon; a newer report replaces one that waits."""
-        first = lease.progress is None
-        lease.progress = json.dumps(progress)
-        if first:
-            with self._changed:
+        text = json.dumps(progress, allow_nan=False)
+        with self._changed:
+            if lease.progress is None:
                 self._changed.notify()
+            lease.progress = text
 
     def _run(self) -> None:
+        failing = False
         while True:
             with self._changed:
                 now = time.monotonic()
@@ -82,12 +81,16 @@ class Heartbeat:
                     continue
             try:
                 self._beat(due)
-            except CONNECTION_LOST as error:
-                log.warning("heartbeat_failed", error=str(error).strip())
+            except Exception as error:
+                if not failing:
+                    expected = isinstance(error, CONNECTION_LOST)
+                    log.warning("heartbeats_fail", error=str(error).strip(), exc_info=None if expected else error)
+                failing = True
                 time.sleep(0.5)
-            except Exception:
-                log.exception("heartbeat_failed")
-                time.sleep(1)
+            else:
+                if failing:
+                    log.info("heartbeats_work_again")
+                failing = False
 
     @staticmethod
     def _next(lease: Lease) -> float:
@@ -104,27 +107,34 @@ class Heartbeat:
                 "lease": self._settings.job_lease_seconds,
             },
         )
-        now = time.monotonic()
         cancelled = {row["lease_token"]: row["cancelled"] for row in rows}
-        for lease, written in zip(leases, reports, strict=True):
-            lease.renew_at = now + self._settings.job_heartbeat_seconds
-            lease.progress_at = now + PROGRESS_SECONDS
-            if lease.progress is written:
-                lease.progress = None
-            if lease.token not in cancelled:
-                # Finished by the job's own thread in this moment, or taken away: that thread finds out by its token.
-                lease.lost = True
-                lease.attention.set()
-                self.drop(lease)
-            elif cancelled[lease.token] and lease.cancelled_at is None:
-                lease.cancelled_at = now
-                lease.attention.set()
-            if (
-                self._may_kill
-                and lease.cancelled_at is not None
-                and now - lease.cancelled_at >= self._settings.cancel_grace_seconds
-            ):
+        # Under the lock: a job's own thread cannot report more, nor end and begin another job, in between.
+        with self._changed:
+            for lease, written in zip(leases, reports, strict=True):
+                if lease.token in self._leases:
+                    self._note(lease, written, cancelled.get(lease.token))
+
+    def _note(self, lease: Lease, written: str | None, cancelled: bool | None) -> None:
+        """What the database said of a lease; None: it is nobody's any more."""
+        now = time.monotonic()
+        lease.renew_at = now + self._settings.job_heartbeat_seconds
+        lease.progress_at = now + PROGRESS_SECONDS
+        if lease.progress is written:
+            lease.progress = None
+        if cancelled is None:
+            # Finished by the job's own thread in this moment, or taken away: that thread finds out by its token.
+            lease.lost = True
+            del self._leases[lease.token]
+            lease.attention.set()
+            return
+        if cancelled and lease.cancelled_at is None:
+            lease.cancelled_at = now
+            lease.attention.set()
+        if lease.cancelled_at is not None and self._may_kill:
+            kill_at = lease.cancelled_at + self._settings.cancel_grace_seconds
+            if now >= kill_at:
                 self._kill(lease)
+            lease.renew_at = min(lease.renew_at, kill_at)
 
     def _kill(self, lease: Lease) -> None:
         """The handler never looked at its cancel: it ends with its process, which the pool replaces."""

@@ -8,6 +8,7 @@ import time
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
+import psycopg
 import structlog
 from pydantic import ValidationError
 
@@ -66,9 +67,11 @@ class Runner:
             "lease": self.settings.job_lease_seconds,
         }
 
-    def claim(self, job_id: UUID) -> Claim | None:
+    def claim(self, job_id: UUID, identity: dict[str, Any] | None = None) -> Claim | None:
         """The job, if it is due and nobody has it; None if the message was a duplicate, late or early."""
-        rows = self.database.run(statements.CLAIM, {"id": job_id, **self.identity()})
+        ours = {"id": job_id, **(identity or self.identity())}
+        # No row: somebody else's, or claimed by an earlier try whose answer never came.
+        rows = self.database.run(statements.CLAIM, ours) or self.database.run(statements.CLAIMED, ours)
         return Claim(**rows[0]) if rows else None
 
     def claim_next(self, queues: list[str]) -> Claim | None:
@@ -97,8 +100,7 @@ class Runner:
             log.warning("unknown_kind", hint="this worker runs an older release, or DEMO_JOBS is off")
             return self._hand_back(claim, lease, UNKNOWN_KIND_SECONDS)
         try:
-            result = self._handle(kind, claim, lease)
-            return self._end(statements.FINISH, claim, lease, {"result": result})
+            return self._finish(claim, lease, self._handle(kind, claim, lease))
         except errors.Cancelled:
             return self._end(statements.CANCELLED, claim, lease, {})
         except errors.HandBack:
@@ -130,6 +132,12 @@ class Runner:
             )
             result: Model = handler(payload, context)
         return kind.result.model_validate(result).model_dump_json()
+
+    def _finish(self, claim: Claim, lease: Lease, result: str) -> str:
+        try:
+            return self._end(statements.FINISH, claim, lease, {"result": result})
+        except psycopg.Error as error:
+            raise errors.refused("the result", error) from error
 
     def _end(self, statement: str, claim: Claim, lease: Lease, values: dict[str, Any]) -> str:
         """Writes the end, however long PostgreSQL is away; the token decides whether it still counts."""
@@ -166,9 +174,10 @@ class Runner:
         """As `claim`, but waits up to `patience` seconds for PostgreSQL. After that the message is dropped: dispatch
         sends another once the database answers, and a worker must not hold messages that it can't act on."""
         end = time.monotonic() + patience
+        identity = self.identity()
         while True:
             try:
-                return self.claim(job_id)
+                return self.claim(job_id, identity)
             except CONNECTION_LOST as error:
                 if time.monotonic() > end:
                     log.warning("claim_failed", job_id=str(job_id), error=str(error).strip())

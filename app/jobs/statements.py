@@ -138,7 +138,7 @@ RETURNING status
 """
 
 
-def _end_attempt(whose: str, *, lock: str = "FOR UPDATE") -> str:
+def _end_attempt(whose: str, *, lock: str = "FOR UPDATE", progress: str = "progress") -> str:
     """An attempt failed: back to the queue after `retry_in` seconds; `failed` if that is null or attempts are spent.
 
     Parameters besides those of `whose`: error (JSON), retry_in (seconds or null), published (a message is coming).
@@ -154,6 +154,7 @@ WITH ended AS MATERIALIZED (
         lease_token = CASE WHEN next = 'queued' THEN NULL ELSE lease_token END,
         finished_at = CASE WHEN next = 'queued' THEN NULL ELSE now() END,
         run_at = CASE WHEN next = 'queued' THEN now() + %(retry_in)s::float * interval '1 second' ELSE run_at END,
+        progress = {progress},
         published_at = CASE WHEN next = 'queued' AND %(published)s THEN now() END
     FROM ended WHERE jobs.id = ended.id
     RETURNING jobs.id, jobs.kind, jobs.queue, jobs.status, jobs.attempt, jobs.worker, jobs.error, jobs.started_at,
@@ -167,7 +168,7 @@ SELECT id, kind, queue, status, attempt, worker, run_at FROM moved
 
 
 # By the worker itself, which knows its token.
-FAIL = _end_attempt("id = %(id)s AND lease_token = %(token)s")
+FAIL = _end_attempt("id = %(id)s AND lease_token = %(token)s", progress="COALESCE(%(progress)s::jsonb, progress)")
 # By the parent, for a child that died or was stopped: it knows which child it was.
 CHILD_DIED = _end_attempt("id = %(id)s AND node = %(node)s AND pid = %(pid)s")
 # By anybody, for a worker that sends no heartbeats. PostgreSQL's own restart is not the workers' fault: after it they
