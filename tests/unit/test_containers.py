@@ -91,6 +91,16 @@ def test_nothing_starts_on_an_old_schema() -> None:
     assert SERVICES["api"]["depends_on"]["redis"] == {"condition": "service_started"}
 
 
+def test_a_saved_file_concerns_one_service_at_most() -> None:
+    """`docker compose watch` of older releases can't rebuild two at once: containers end up stopped or doubled."""
+    rules = [(name, rule) for name, service in SERVICES.items() for rule in service.get("develop", {}).get("watch", [])]
+    for name, rule in rules:
+        for other, inner in rules:
+            ignored = {str(Path(rule["path"], pattern)) for pattern in rule.get("ignore", [])}
+            if name != other and Path(inner["path"]).is_relative_to(rule["path"]):
+                assert inner["path"] in ignored, f"{name} and {other} both watch {inner['path']}"
+
+
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.name)
 def test_a_dockerfile_builds_wherever_one_is_built(path: Path) -> None:
     text = path.read_text()
