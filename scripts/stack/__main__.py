@@ -8,13 +8,14 @@ import shutil
 import sys
 from typing import Any
 
-from scripts.stack import RUN, Problem, compose, environment, say, venv
+from scripts.stack import ROOT, RUN, Problem, compose, environment, say, venv
 
 MODE_FILE = RUN / "mode"
 COMMANDS = ("up", "down", "ps", "logs", "run", "demo", "migrate", "clean")
 
 
 def main(arguments: list[str]) -> int:
+    os.chdir(ROOT)
     command, *rest = arguments or [""]
     if command == "install":
         venv.ensure(*rest)

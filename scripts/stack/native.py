@@ -11,14 +11,16 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from configparser import ConfigParser
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 from xmlrpc.client import Fault, ServerProxy
@@ -32,6 +34,7 @@ from scripts.stack import ROOT, RUN, STOP_SECONDS, Problem, environment, http, s
 
 BIN, LOGS, DATA, HEALTH = RUN / "bin", RUN / "logs", RUN / "postgres", RUN / "health"
 CONFIG, PORTS, SETTINGS = RUN / "supervisord.conf", RUN / "ports.json", RUN / "settings.json"
+SERVER_FOLDERS = (str(DATA), str(RUN / "redis"))
 # For people and scripts: what the processes have in their environment.
 ENVIRONMENT = RUN / "env"
 # Any of these in the environment means: that one, and no server of ours.
@@ -182,7 +185,7 @@ def control_socket() -> Path:
     """Where supervisord listens: in .run, unless that path is too long for a socket (supervisord adds its pid)."""
     path = RUN / "supervisor.sock"
     if len(os.fsencode(path)) < 90:
-        return path
+        return path.relative_to(ROOT)
     folder = Path(tempfile.gettempdir()) / f"jobstack-{os.getuid()}-{MARK}"
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():
@@ -191,36 +194,38 @@ def control_socket() -> Path:
 
 
 def write_config(stack: Stack) -> None:
-    """Everything below .run that says what runs, and how."""
+    """Everything below .run that says what runs, and how.
+
+    Paths in supervisord.conf are relative to this clone, where supervisord runs: its format has no way to write down
+    every path that a folder can have.
+    """
     LOGS.mkdir(exist_ok=True)
     config = ConfigParser(interpolation=None)
     config["supervisord"] = {
-        "pidfile": _ini(RUN / "supervisord.pid"),
-        "logfile": _ini(LOGS / "supervisord.log"),
+        "pidfile": ".run/supervisord.pid",
+        "logfile": ".run/logs/supervisord.log",
         "logfile_maxbytes": "10MB",
         "logfile_backups": "3",
-        "childlogdir": _ini(LOGS),
-        "directory": _ini(ROOT),
-        "environment": f'JOBSTACK_STACK="{MARK}"',
+        "childlogdir": ".run/logs",
     }
     if os.geteuid() == 0:
         config["supervisord"]["user"] = "root"  # supervisord wants it said
     # A socket that only its owner can open, and no port: whoever reaches it can run any command as this user.
-    config["unix_http_server"] = {"file": _ini(control_socket()), "chmod": "0700"}
-    config["supervisorctl"] = {"serverurl": _ini(f"unix://{control_socket()}")}
+    config["unix_http_server"] = {"file": str(control_socket()), "chmod": "0700"}
+    config["supervisorctl"] = {"serverurl": f"unix://{control_socket()}"}
     factory = "supervisor.rpcinterface:make_main_rpcinterface"
     config["rpcinterface:supervisor"] = {"supervisor.rpcinterface_factory": factory}
 
     def program(name: str, version: str, **options: str) -> None:
         config[f"program:{name}"] = {
-            "command": _ini(shlex.quote(str(BIN / name))),
+            "command": f".run/bin/{name}",
             # supervisord restarts what differs from its last configuration: this makes a change of content one.
             "environment": f'JOBSTACK_VERSION="{version}"',
             "autorestart": "true",
             # It never gives up: the next attempt comes a second later than the one before.
             "startretries": "1000000",
             "redirect_stderr": "true",
-            "stdout_logfile": _ini(LOGS / f"{name}.log"),
+            "stdout_logfile": f".run/logs/{name}.log",
             "stdout_logfile_maxbytes": "10MB",
             "stdout_logfile_backups": "3",
             # The signal goes to the process alone, never to its group: a worker's children end when the worker has told
@@ -265,10 +270,6 @@ def _quoted(value: str) -> str:
     return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
 
 
-def _ini(value: object) -> str:
-    return str(value).replace("%", "%%")
-
-
 # --- supervisord ----------------------------------------------------------------------------------------------------
 
 
@@ -301,7 +302,7 @@ def _launch() -> None:
         [str(venv.PYTHON), "-m", "supervisor.supervisord", "-c", str(CONFIG)],
         check=False,
         cwd=ROOT,
-        env=inherited,
+        env={**inherited, "JOBSTACK_STACK": MARK},
         capture_output=True,
         text=True,
     )
@@ -351,10 +352,23 @@ def _stop_group(group: str) -> None:
 def _end_leftovers() -> None:
     """End what a killed supervisord left running: it would hold the ports, and take jobs with old code."""
     left = processes()
-    for process in left:
-        process.terminate()
-    for process in psutil.wait_procs(left, timeout=STOP_SECONDS)[1] if left else []:
-        process.kill()
+    ids = {process.pid for process in left}
+    # Parents only: a worker's children end when the worker has told them. And the servers last, since a worker that
+    # hands its jobs back needs PostgreSQL for it.
+    parents = [process for process in left if process.info["ppid"] not in ids]
+    # Not the whole grace period: their output has no reader any more, and a worker that can't write may not get to its
+    # end. What it was doing runs again when the lease is over.
+    for is_server, how in ((False, signal.SIGTERM), (True, signal.SIGINT)):
+        some = {process.pid: process for process in parents if (process.info["cwd"] in SERVER_FOLDERS) == is_server}
+        for process in some.values():
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(how)
+        deadline = time.monotonic() + 10
+        while some.keys() & {process.pid for process in processes()} and time.monotonic() < deadline:
+            time.sleep(0.1)
+    for process in processes():
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
 
 
 # --- what the commands do -------------------------------------------------------------------------------------------
@@ -416,7 +430,7 @@ def _prepare_database(stack: Stack) -> None:
         say("PostgreSQL: the one that DATABASE_URL names; none is started here.")
     if stack.own_redis:
         client = redis.Redis.from_url(stack.environment["REDIS_URL"], socket_timeout=2)
-        http.wait_for("Redis", lambda: _answers(client), 60)
+        _wait_for("Redis", lambda: _answers(client), 60)
     elif not stack.inline:
         say("Redis: the one that your environment names; none is started here.")
     name = next(iter(stack.processes))
@@ -456,7 +470,7 @@ def _wait_for_postgres(stack: Stack) -> None:
             reason = str(error)
         return not reason or "password authentication failed" in reason
 
-    http.wait_for("PostgreSQL", answers, 60)
+    _wait_for("PostgreSQL", answers, 60)
     if reason:
         raise Problem(
             "The database in .run was made with another POSTGRES_PASSWORD.",
@@ -465,21 +479,34 @@ def _wait_for_postgres(stack: Stack) -> None:
 
 
 def _wait_until_healthy(stack: Stack) -> None:
-    began = time.monotonic()
     # The cheap questions first: a worker's health costs a start of Python.
     names = sorted(stack.processes, key=lambda name: name not in ("api", "inline", "flower"))
+    bad: list[str] = []
     with ThreadPoolExecutor() as pool:
         for some in (names[:1], names):
-            while bad := [
-                f"{name}: {health}" for name, health in _healths(pool, stack, some).items() if health != "ok"
-            ]:
-                failing = [name for name, info in states().items() if info["statename"] in ("BACKOFF", "FATAL")]
-                # One failed start may be another process's fault; after 15 s it is its own.
-                if failing and time.monotonic() - began > 15:
-                    raise Problem(f"{', '.join(failing)}: ends again right after its start.")
-                if time.monotonic() - began > 90:
-                    raise Problem("Not healthy within 90 s: " + "; ".join(bad))
-                time.sleep(0.2)
+
+            def healthy(some: list[str] = some) -> bool:
+                bad[:] = [f"{name}: {health}" for name, health in _healths(pool, stack, some).items() if health != "ok"]
+                return not bad
+
+            try:
+                _wait_for("Health", healthy, 90)
+            except Problem as problem:
+                raise Problem(f"{problem} {'; '.join(bad)}", *problem.hints) from None
+
+
+def _wait_for(what: str, ready: Callable[[], bool], seconds: float) -> None:
+    """Like `http.wait_for`, but gives up sooner on processes that end again and again."""
+    began = time.monotonic()
+
+    def ready_or_hopeless() -> bool:
+        failing = [name for name, info in states().items() if info["statename"] in ("BACKOFF", "FATAL")]
+        # One failed start may be another process's fault; after 15 s it is its own.
+        if failing and time.monotonic() - began > 15:
+            raise Problem(f"{', '.join(failing)}: ends again right after its start.")
+        return ready()
+
+    http.wait_for(what, ready_or_hopeless, seconds)
 
 
 def _healths(pool: ThreadPoolExecutor, stack: Stack, names: Iterable[str]) -> dict[str, str]:
@@ -500,7 +527,9 @@ def explain(stack: Stack) -> None:
 
 
 def _tail(log: Path) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-20:]) if log.exists() else ""
+    """Its last lines; what is said over and over is said once."""
+    lines = log.read_text(errors="replace").splitlines()[-200:] if log.exists() else []
+    return "\n".join([line for line, _ in groupby(lines)][-20:])
 
 
 def down() -> None:
@@ -574,11 +603,11 @@ def running_stack() -> Stack:
 
 def processes() -> list[psutil.Process]:
     """Everything that `make up` started and that lives."""
-    return [process for process in psutil.process_iter() if _is_ours(process)]
-
-
-def _is_ours(process: psutil.Process) -> bool:
-    try:
-        return bool(process.status() != psutil.STATUS_ZOMBIE and process.environ().get("JOBSTACK_STACK") == MARK)
-    except psutil.Error:
-        return False  # gone, or somebody else's
+    found = []
+    for process in psutil.process_iter(["status", "ppid", "environ", "cwd"]):
+        info = process.info
+        # The servers write their state over the place where a process keeps its environment, but stay in their folder.
+        ours = (info["environ"] or {}).get("JOBSTACK_STACK") == MARK or info["cwd"] in SERVER_FOLDERS
+        if ours and info["status"] != psutil.STATUS_ZOMBIE:
+            found.append(process)
+    return found

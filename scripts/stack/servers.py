@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from scripts.stack import VENV, Problem, say, venv
 
@@ -139,7 +140,7 @@ def prepare_postgres(data: Path, password: str) -> str | None:
                 *("--builtin-locale", "C.UTF-8"),
             ],
             check=False,
-            user=user,
+            **_as(user),
             cwd="/",
             capture_output=True,
             text=True,
@@ -161,13 +162,19 @@ def _user(data: Path) -> str:
     programs = postgres_bin()
     if not (programs / "postgres").stat().st_mode & stat.S_IXOTH:
         subprocess.run(["chmod", "-R", "o+rX", str(programs.parents[1])], check=True)
-    for folder in {*data.parents, *programs.parents}:
-        # Its group too: a program that was started with another user but with root's group counts as of the group.
-        passable = stat.S_IXGRP | stat.S_IXOTH
-        if folder.exists() and folder.stat().st_mode & passable != passable:
-            say(f"PostgreSQL runs as `{user}`, not as root: letting it pass through {folder} (chmod go+x).")
-            folder.chmod(folder.stat().st_mode | passable)
+    folders = [folder for folder in {*data.parents, *programs.parents} if folder.exists()]
+    closed = [folder for folder in sorted(folders) if not folder.stat().st_mode & stat.S_IXOTH]
+    for folder in closed:
+        folder.chmod(folder.stat().st_mode | stat.S_IXOTH)
+    if closed:
+        names = ", ".join(map(str, closed))
+        say(f"PostgreSQL runs as `{user}`, not as root, and must pass through to its files: chmod o+x {names}")
     return user
+
+
+def _as(user: str | None) -> dict[str, Any]:
+    """Arguments for subprocess: this user's groups and no others, root's least of all."""
+    return {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
 
 
 def postgres_command(data: Path, port: int) -> list[str]:
@@ -198,7 +205,7 @@ def temporary_postgres(*, fsync: bool = False) -> Iterator[str]:
         user = prepare_postgres(data, "temporary")
         command = [*postgres_command(data, port), "-c", f"fsync={'on' if fsync else 'off'}"]
         with (Path(folder) / "log").open("w+") as log:
-            server = subprocess.Popen(command, user=user, cwd="/", stdout=log, stderr=log)
+            server = subprocess.Popen(command, **_as(user), cwd="/", stdout=log, stderr=log)
             try:
                 ready = [str(postgres_bin() / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
                 while subprocess.run(ready, check=False).returncode:
