@@ -9,11 +9,19 @@ import structlog
 
 from app.settings import get_settings
 
+
+def _without_color_message(logger: object, name: str, event: dict[str, Any]) -> dict[str, Any]:
+    """uvicorn says each thing twice, the second time in colours."""
+    event.pop("color_message", None)
+    return event
+
+
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
     structlog.stdlib.add_log_level,
     structlog.stdlib.ExtraAdder(),
     structlog.processors.TimeStamper(fmt="iso", utc=True),
+    _without_color_message,
 ]
 
 
@@ -32,7 +40,8 @@ def configure(stream: TextIO | None = None) -> None:
             structlog.processors.JSONRenderer(),
         ]
         if as_json
-        else [structlog.dev.ConsoleRenderer()]
+        # Without the values of variables, which the default shows: payloads and headers are not for a log.
+        else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
     structlog.configure(
         processors=[
