@@ -4,6 +4,7 @@ from typing import Any
 
 from celery import Celery
 from celery.signals import setup_logging
+from celery.utils.log import get_multiprocessing_logger
 from kombu import Queue
 
 from app import logs
@@ -79,6 +80,9 @@ def configuration(settings: Settings) -> dict[str, Any]:
 def _setup_logging(**_: object) -> None:
     """Connected, so that Celery leaves logging alone."""
     logs.configure()
+    # It says when a child was killed, and by itself prints past the one pipe.
+    if logger := get_multiprocessing_logger():
+        logger.propagate = True
 
 
 # No `include`: Flower and beat would import it too, and their images have neither the tasks nor their libraries.
