@@ -1,4 +1,4 @@
-"""`python -m worker.inline`: the API and the jobs in one process, with neither Redis nor a worker. For laptops and tests.
+"""`python -m worker.inline`: API and jobs in one process, with neither Redis nor a worker. For laptops and tests.
 
 Jobs run in a few threads, through the same claim, heartbeat and fence. What threads can't do: no hard time limit, no
 forced end for a handler that never looks at its cancel, and no survival of a handler that crashes the process.

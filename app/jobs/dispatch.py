@@ -3,13 +3,15 @@
 Runs in the maintenance worker every two seconds, and whenever somebody asks; any number of these at once is safe.
 """
 
+import time
 from operator import itemgetter
+from typing import cast
 
 import redis
 
 from app.database import Database
 from app.jobs import messages, statements
-from app.queues import JOB_QUEUES, MAINTENANCE
+from app.queues import JOB_QUEUES
 from app.settings import Settings
 
 # A message younger than this may still be on its way from a publisher to the list, or from the list to a claim.
@@ -17,8 +19,10 @@ SETTLE_SECONDS = 10
 # Even when the counts agree, duplicates may hide losses: look at the ids at least this often.
 CHECK_SECONDS = 60
 CHECKED_KEY = "jobstack:dispatch:checked"
-# Set while rows wait outside a queue's window: workers then ask for more before their list runs dry.
-BACKLOG_KEY = "jobstack:backlog:{queue}"
+# A run of dispatch that stays for a backlog ends before the next one comes.
+TOP_UP_SECONDS = 1.8
+LOOK_SECONDS = 0.05
+TOPPING_UP_KEY = "jobstack:dispatch:topping-up"
 
 
 def dispatch(database: Database, client: redis.Redis, settings: Settings) -> dict[str, int]:
@@ -29,11 +33,36 @@ def dispatch(database: Database, client: redis.Redis, settings: Settings) -> dic
     """
     # Redis first: while it is away no row must be marked as published.
     client.ping()
+    published = _publish(database, client, settings)
+    repaired = repair(database, client, settings)
+    return {name: count for name, count in (("published", published), ("repaired", repaired)) if count}
+
+
+def top_up(database: Database, client: redis.Redis, settings: Settings) -> int:
+    """While rows wait outside a window, refills it as workers empty it, for TOP_UP_SECONDS. Returns how many it sent.
+
+    One dispatcher at a time does this. Without a backlog it returns at once.
+    """
+    end, sent = time.monotonic() + TOP_UP_SECONDS, 0
+    outside = _waiting_outside(database)
+    if not outside or not client.set(TOPPING_UP_KEY, 1, nx=True, px=int(TOP_UP_SECONDS * 1000)):
+        return 0
+    while outside and time.monotonic() < end:
+        time.sleep(LOOK_SECONDS)
+        if min(cast(int, client.llen(queue)) for queue in outside) < settings.queue_window / 2:
+            sent += _publish(database, client, settings)
+            outside = _waiting_outside(database)
+    return sent
+
+
+def _publish(database: Database, client: redis.Redis, settings: Settings) -> int:
     rows = database.run(statements.DISPATCH, {"queues": list(JOB_QUEUES), "window": settings.queue_window})
     send(rows, client, settings)
-    _mark_backlog(database, client)
-    repaired = repair(database, client, settings)
-    return {name: count for name, count in (("published", len(rows)), ("repaired", repaired)) if count}
+    return len(rows)
+
+
+def _waiting_outside(database: Database) -> list[str]:
+    return [row["queue"] for row in database.run(statements.WAITING_OUTSIDE, {"queues": list(JOB_QUEUES)})]
 
 
 def repair(database: Database, client: redis.Redis, settings: Settings, *, thorough: bool = False) -> int:
@@ -48,7 +77,7 @@ def repair(database: Database, client: redis.Redis, settings: Settings, *, thoro
     repaired = 0
     for row in settled:
         queue, expected = row["queue"], set(row["ids"])
-        if not thorough and len(expected) <= int(client.llen(queue)):  # type: ignore[arg-type]
+        if not thorough and len(expected) <= cast(int, client.llen(queue)):
             continue
         present = {messages.job_id_of(message) for message in client.lrange(queue, 0, -1)}  # type: ignore[union-attr]
         lost = expected - present
@@ -64,19 +93,3 @@ def send(rows: list[dict[str, object]], client: redis.Redis, settings: Settings)
     addresses = [messages.Address(row["id"], row["kind"], row["queue"]) for row in oldest_first]  # type: ignore[arg-type]
     for queue, batch in messages.by_queue(addresses, settings).items():
         client.lpush(queue, *batch)
-
-
-def _mark_backlog(database: Database, client: redis.Redis) -> None:
-    waiting = {row["queue"] for row in database.run(statements.WAITING_OUTSIDE, {"queues": list(JOB_QUEUES)})}
-    for queue in waiting:
-        client.set(BACKLOG_KEY.format(queue=queue), 1, ex=10)
-
-
-def ask_for_more(client: redis.Redis, queue: str, settings: Settings) -> None:
-    """Called by workers now and then: wakes dispatch when this list runs low while rows wait outside its window."""
-    pipeline = client.pipeline(transaction=False)
-    pipeline.llen(queue)
-    pipeline.exists(BACKLOG_KEY.format(queue=queue))
-    length, backlog = pipeline.execute()
-    if backlog and length < settings.queue_window / 2 and client.set("jobstack:dispatch:asked", 1, nx=True, px=200):
-        client.lpush(MAINTENANCE, messages.maintenance_message("enqueue_pending_jobs"))
