@@ -1,10 +1,14 @@
 """The parent's part when a child dies or meets its hard limit: moves exactly that claim, before Celery acts."""
 
 import json
+import os
+import signal
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
+from celery.worker import state
 from celery.worker.request import Request
 from psycopg import Error as DatabaseError
 
@@ -12,6 +16,7 @@ from app import logs
 from app.database import Database
 from app.jobs import dispatch, messages, statements
 from app.settings import get_settings
+from worker import shutdown
 from worker.runner import NODE
 
 log = logs.get(__name__)
@@ -28,25 +33,40 @@ class JobRequest(Request):
             # Celery puts the message back right after this: the job runs again at once.
             self._release("WorkerLostError", f"the worker process died: {_cause(error)}", message_comes=True)
         elif isinstance(error, TimeLimitExceeded):
+            with suppress(ProcessLookupError):  # before the job can run again; Celery would be nicer to it, and later
+                os.kill(self.worker_pid, signal.SIGKILL)
             hard = self.time_limits[0]
             self._release("TimeLimitExceeded", f"the job took longer than its hard time limit of {hard} s")
         elif isinstance(error, Terminated):
             self._release("Terminated", "the worker process was stopped by a remote command")
-        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        else:
+            return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+        # It is in the log, without a traceback of the pool's own code.
+        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=True)
+
+    # A child at work does not end by SIGTERM, see `shutdown.left_to_the_parent`.
+    def terminate(self, pool: Any, signal: Any = None) -> None:
+        super().terminate(pool, signal="KILL")
+
+    def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
+        super().cancel(pool, signal="KILL", emit_retry=emit_retry)
 
     def _release(self, error_type: str, message: str, *, message_comes: bool = False) -> None:
         """If PostgreSQL can't be reached now, the lease runs out and rescue does the same later."""
         settings = get_settings()
+        stopping = shutdown.claims_nothing() or state.should_terminate is not None
         # Opened for this moment only: a connection that lives in the parent would be inherited by every new child.
         database = Database(settings, "worker-parent", statement_seconds=3)
         try:
             rows = database.run(
-                statements.CHILD_DIED,
+                # A child that ends with its worker is no failure of its job.
+                statements.HAND_BACK_CHILD if stopping else statements.CHILD_DIED,
                 {
                     "id": UUID(self.args[0]),
                     "node": NODE,
                     "pid": self.worker_pid,
                     "error": json.dumps({"type": error_type, "message": message}),
+                    "progress": None,
                     "retry_in": 0,
                     "published": True,
                 },
@@ -54,7 +74,7 @@ class JobRequest(Request):
             for row in rows:
                 log.warning("child_ended", job_id=str(row["id"]), error=message, outcome=row["status"])
             again = [row for row in rows if row["status"] == "queued"]
-            if again and not message_comes:
+            if again and not message_comes and not stopping:
                 with messages.connect(settings) as client:
                     dispatch.send(again, client, settings)
         except (DatabaseError, *messages.REDIS_ERRORS) as problem:

@@ -9,6 +9,8 @@ import signal
 import struct
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from app import logs
@@ -44,6 +46,20 @@ def hands_back(settings: Settings) -> bool:
     """Whether a checkpoint should end the handler: half of the grace has passed."""
     since = seconds_since()
     return since is not None and since >= settings.shutdown_grace_seconds / 2
+
+
+@contextmanager
+def left_to_the_parent() -> Iterator[None]:
+    """A child at work does not die of SIGTERM, which reaches children too if it is sent to a whole group or service.
+
+    Who means a child's end sends SIGKILL. A handler that does nothing, and not SIG_IGN, which every program that a job
+    starts would inherit.
+    """
+    previous = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def watch(settings: Settings, pool: Any, hand_back_all: Any) -> None:

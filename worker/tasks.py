@@ -1,7 +1,6 @@
 """The Celery tasks: `run_job` for every job, and the house-keeping under the names of its files."""
 
 import gc
-import time
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -15,7 +14,7 @@ from celery.signals import worker_ready, worker_shutting_down
 from app import logs
 from app.celery_app import celery_app
 from app.database import CONNECTION_LOST, Database
-from app.jobs import dispatch, messages, statements
+from app.jobs import messages, statements
 from app.settings import get_settings
 from worker import health, maintenance, shutdown
 from worker.runner import NODE, Runner
@@ -24,7 +23,6 @@ log = logs.get(__name__)
 
 # How long a child waits for PostgreSQL before it lets a message go.
 CLAIM_PATIENCE_SECONDS = 20
-ASK_SECONDS = 0.2
 AWAY = (*CONNECTION_LOST, *messages.REDIS_ERRORS)
 
 
@@ -52,22 +50,8 @@ def run_job(self: "Task[..., None]", job_id: str) -> None:
     runner = _runner(self.request.hostname)
     claim = runner.wait_and_claim(UUID(job_id), CLAIM_PATIENCE_SECONDS)
     if claim is not None:
-        runner.run(claim)
-        _ask_for_more(claim.queue)
-
-
-_asked_at = 0.0
-
-
-def _ask_for_more(queue: str) -> None:
-    global _asked_at
-    if time.monotonic() - _asked_at < ASK_SECONDS:
-        return
-    _asked_at = time.monotonic()
-    try:
-        dispatch.ask_for_more(_redis(), queue, get_settings())
-    except messages.REDIS_ERRORS:
-        return  # beat asks as well
+        with shutdown.left_to_the_parent():
+            runner.run(claim)
 
 
 def _register(module: ModuleType) -> None:
@@ -112,6 +96,8 @@ def _ready(sender: Any, **_: object) -> None:
 @worker_shutting_down.connect
 def _shutting_down(**_: object) -> None:
     """SIGTERM has come. Runs in the signal handler: sets the flag that the children see, and starts the clock."""
+    if shutdown.claims_nothing():
+        return  # it has come before, and the clock runs
     shutdown.begin()
     shutdown.watch(get_settings(), _pool, _hand_back_all)
 

@@ -194,6 +194,7 @@ RETURNING id, status
 
 
 HAND_BACK = _hand_back("id = %(id)s AND lease_token = %(token)s")
+HAND_BACK_CHILD = _hand_back("id = %(id)s AND node = %(node)s AND pid = %(pid)s")
 HAND_BACK_NODE = _hand_back("node = %(node)s")
 
 # --- by people -----------------------------------------------------------------------------------------------------
