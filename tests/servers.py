@@ -49,6 +49,10 @@ class Redis:
         self.freeze, self.thaw = freeze, thaw
         self._stop, self._start = stop, start
 
+    def length(self, queue: str) -> int:
+        length: int = self.client.llen(queue)  # type: ignore[assignment]
+        return length
+
     def stop(self) -> None:
         self._stop()
         self.client.close()

@@ -12,7 +12,7 @@ import pytest
 from psycopg.rows import DictRow
 
 from app.database import Database
-from app.jobs import messages
+from app.jobs import messages, statements
 from app.jobs.kinds import all_kinds
 from app.settings import Settings
 from tests import processes
@@ -105,6 +105,20 @@ def worker(shared_worker: Process, jobs: Jobs) -> Process:
     """The file's worker, alive and idle."""
     assert shared_worker.process.poll() is None, shared_worker.log
     return shared_worker
+
+
+Cancel = Callable[..., None]
+
+
+@pytest.fixture
+def cancel(database: Database) -> Cancel:
+    """cancel(job_id, ...) as the API does it."""
+
+    def cancel_all(*job_ids: UUID) -> None:
+        for job_id in job_ids:
+            database.run(statements.CANCEL, {"id": job_id})
+
+    return cancel_all
 
 
 @pytest.fixture

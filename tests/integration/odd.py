@@ -34,7 +34,9 @@ def run(payload: Payload, ctx: Context) -> Result:
 
 
 def trace(payload: Payload, ctx: Context) -> int:
-    """Leaves a line; returns how many there are."""
+    """Leaves a line, if there is a place for it; returns how many there are."""
+    if not payload.path:
+        return 0
     path = Path(payload.path)
     with path.open("a") as file:
         file.write(f"{ctx.attempt} {os.getpid()}\n")

@@ -1,0 +1,87 @@
+"""A child that dies in the middle of a job: the parent moves exactly that claim, and the job runs again soon."""
+
+import os
+import signal
+
+import psutil
+import pytest
+
+from app.celery_app import celery_app
+from app.jobs import messages
+from app.settings import Settings
+from tests.integration.conftest import Cancel, Jobs, events, log_lines
+from tests.processes import Process
+from tests.servers import Redis
+from tests.waiting import until
+
+SLEEP = {"seconds": 120, "steps": 1000}
+
+
+def test_a_killed_child(worker: Process, jobs: Jobs, cancel: Cancel) -> None:
+    victim, neighbour = jobs.start("sleep", SLEEP), jobs.start("sleep", SLEEP)
+    first, other = jobs.running(victim), jobs.running(neighbour)
+    os.kill(first["pid"], signal.SIGKILL)
+    second = jobs.running(victim, attempt=2, seconds=10)
+    assert second["pid"] not in (first["pid"], other["pid"])
+    assert second["lease_token"] != first["lease_token"]
+    [attempt] = jobs.attempts(victim)
+    assert (attempt["attempt"], attempt["worker"]) == (1, first["worker"])
+    assert attempt["error"]["type"] == "WorkerLostError"
+    assert attempt["error"]["message"] == "the worker process died: signal 9 (SIGKILL) (out of memory?)"
+    assert jobs.get(neighbour)["attempt"] == 1
+    cancel(victim, neighbour)
+    assert [jobs.finished(job_id)["status"] for job_id in (victim, neighbour)] == ["cancelled"] * 2
+    assert len([line for line in events(worker, "child_ended") if line["job_id"] == str(victim)]) == 1
+    assert not [line for line in log_lines(worker) if "exception" in line], worker.log
+
+
+def test_a_poisonous_job_stops_and_the_others_go_on(worker: Process, jobs: Jobs) -> None:
+    poison = jobs.start("flaky", {"failures": 9, "error": "crash"}, max_attempts=3)
+    neighbours = [jobs.start("sleep", {"seconds": 0.5}) for _ in range(4)]
+    job = jobs.finished(poison)
+    assert (job["status"], job["attempt"], job["lease_expires_at"]) == ("failed", 3, None)
+    assert job["error"]["message"] == "the worker process died: signal 11 (SIGSEGV)"
+    assert [attempt["attempt"] for attempt in jobs.attempts(poison)] == [1, 2, 3]
+    for neighbour in neighbours:
+        job = jobs.finished(neighbour)
+        assert (job["status"], job["attempt"]) == ("succeeded", 1)
+
+
+@pytest.mark.parametrize(("max_attempts", "status"), [(2, "running"), (1, "failed")])
+def test_the_hard_limit(
+    max_attempts: int,
+    status: str,
+    worker: Process,
+    jobs: Jobs,
+    redis: Redis,
+    settings: Settings,
+    cancel: Cancel,
+) -> None:
+    job_id = jobs.insert("odd", {"do": "never look", "seconds": 60}, max_attempts=max_attempts)
+    message = messages.envelope("run_job", "default", f"{job_id}:1", [str(job_id)], timelimit=[1, None])
+    redis.client.lpush("default", message)
+    first = jobs.running(job_id)
+    job = jobs.until(job_id, lambda row: row["attempt"] == max_attempts and row["status"] == status, status, seconds=10)
+    assert not psutil.pid_exists(first["pid"])
+    [attempt] = jobs.attempts(job_id)
+    assert attempt["error"] == {
+        "type": "TimeLimitExceeded",
+        "message": "the job took longer than its hard time limit of 1 s",
+    }
+    assert job["error"] == attempt["error"]
+    cancel(job_id)
+    until(lambda: not redis.client.hlen("unacked"), "no message is left")
+
+
+def test_terminated_from_outside(worker: Process, jobs: Jobs, cancel: Cancel) -> None:
+    """Flower's button, or `celery control`: for the job it is a crash."""
+    job_id = jobs.start("sleep", SLEEP)
+    jobs.running(job_id)
+    [active] = (celery_app.control.inspect(timeout=2).active() or {}).values()
+    [task_id] = [task["id"] for task in active]
+    assert task_id.startswith(str(job_id))
+    celery_app.control.revoke(task_id, terminate=True)
+    jobs.running(job_id, attempt=2, seconds=10)
+    assert [attempt["error"]["type"] for attempt in jobs.attempts(job_id)] == ["Terminated"]
+    cancel(job_id)
+    assert jobs.finished(job_id)["status"] == "cancelled"
