@@ -91,7 +91,8 @@ def explain(*services: str) -> None:
     """Print the last log lines of these services, or of all that are not well."""
     for service, item in sorted(containers().items()):
         ended_well = item["State"] == "exited" and item["ExitCode"] == 0
-        well = ended_well or (item["State"] == "running" and item["Health"] in ("", "healthy"))
+        # `created`: it was not started, since what it needs did not come.
+        well = ended_well or item["State"] == "created" or item["Health"] == "healthy"
         if service in services or not (services or well):
             say(f"\n--- {service}: {item['State']} {item['Health']} ---")
             compose("logs", "--no-log-prefix", "--tail", "20", service)

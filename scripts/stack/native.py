@@ -62,6 +62,7 @@ class Stack:
         values, password = self.values, self.values.get
         made = {
             "STORAGE_URL": (RUN / "files").as_uri(),
+            "STORAGE_SHARED": "true",  # all processes are on this machine
             "JOBSTACK_RUN_DIR": str(HEALTH),
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",

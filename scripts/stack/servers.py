@@ -157,8 +157,14 @@ def _user(data: Path) -> str:
         user = data.owner()
     else:
         user = "pgserver"
-        if user not in {entry.pw_name for entry in pwd.getpwall()}:
-            subprocess.run(["useradd", "--system", user], check=True, capture_output=True)
+        try:
+            pwd.getpwnam(user)
+        except KeyError:
+            if subprocess.run(["useradd", "--system", user], check=False, capture_output=True).returncode:
+                raise Problem(
+                    f"PostgreSQL does not run as root, and the user `{user}` could not be made for it.",
+                    f"Make it (useradd --system {user}), or run this as an ordinary user.",
+                ) from None
     programs = postgres_bin()
     if not (programs / "postgres").stat().st_mode & stat.S_IXOTH:
         subprocess.run(["chmod", "-R", "o+rX", str(programs.parents[1])], check=True)
@@ -201,6 +207,7 @@ def temporary_postgres(*, fsync: bool = False) -> Iterator[str]:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     with tempfile.TemporaryDirectory(prefix="jobstack-") as folder:
+        Path(folder).chmod(0o711)  # it may run as another user
         data = Path(folder) / "postgres"
         user = prepare_postgres(data, "temporary")
         command = [*postgres_command(data, port), "-c", f"fsync={'on' if fsync else 'off'}"]
