@@ -171,12 +171,10 @@ def split_redis_url(url: str) -> tuple[str, dict[str, Any]]:
 def without_password(url: str) -> str:
     """The same URL, fit for a log line."""
     parts = urlsplit(url)
-    if not parts.password:
-        return url
-    user = unquote(parts.username or "")
     host = parts.netloc.rpartition("@")[2]
-    query = urlencode([(k, "***" if "password" in k else v) for k, v in parse_qsl(parts.query)])
-    return urlunsplit(parts._replace(netloc=f"{user}:***@{host}", query=query))
+    user = f"{unquote(parts.username or '')}:***@" if parts.password else parts.netloc.removesuffix(host)
+    query = urlencode([(k, "***" if "password" in k else v) for k, v in parse_qsl(parts.query)], safe="*/:")
+    return urlunsplit(parts._replace(netloc=user + host, query=query))
 
 
 @cache
