@@ -157,6 +157,11 @@ def test_what_is_set_outside_reaches_the_processes(stack: Stack) -> None:
     assert not [line for line in environment if line.startswith("JOB_LEASE_SECONDS")]
 
 
+def test_scripts_run_in_the_worker_s_container(stack: Stack) -> None:
+    script = ("python", "scripts/run_job.py", "sleep", "--payload", '{"seconds": 0}', "--json")
+    assert json.loads(stack.execute("worker", *script))["ok"] is True
+
+
 # ---- pulled plugs --------------------------------------------------------------------------------------------------
 
 
