@@ -42,8 +42,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "socket_connect_timeout": 4,
             "socket_keepalive": True,
             "health_check_interval": 25,
-            # In the order in which a worker names its queues: urgent work first, strictly.
-            "queue_order_strategy": "priority",
+            # Urgent work first, strictly; the default takes turns.
+            "queue_order_strategy": "app.queues:UrgentFirst",
         },
         # --- results: only maintenance tasks store one, jobs have their row ---
         "result_backend": backend,
