@@ -2,8 +2,8 @@
 
 import json
 import os
-import signal
 from contextlib import suppress
+from signal import SIGKILL
 from typing import Any
 from uuid import UUID
 
@@ -34,7 +34,7 @@ class JobRequest(Request):
             self._release("WorkerLostError", f"the worker process died: {_cause(error)}", message_comes=True)
         elif isinstance(error, TimeLimitExceeded):
             with suppress(ProcessLookupError):  # before the job can run again; Celery would be nicer to it, and later
-                os.kill(self.worker_pid, signal.SIGKILL)
+                os.kill(self.worker_pid, SIGKILL)
             hard = self.time_limits[0]
             self._release("TimeLimitExceeded", f"the job took longer than its hard time limit of {hard} s")
         elif isinstance(error, Terminated):
@@ -46,10 +46,10 @@ class JobRequest(Request):
 
     # A child at work does not end by SIGTERM, see `shutdown.left_to_the_parent`.
     def terminate(self, pool: Any, signal: Any = None) -> None:
-        super().terminate(pool, signal="KILL")
+        super().terminate(pool, signal=SIGKILL)
 
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
-        super().cancel(pool, signal="KILL", emit_retry=emit_retry)
+        super().cancel(pool, signal=SIGKILL, emit_retry=emit_retry)
 
     def _release(self, error_type: str, message: str, *, message_comes: bool = False) -> None:
         """If PostgreSQL can't be reached now, the lease runs out and rescue does the same later."""

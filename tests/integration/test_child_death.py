@@ -47,6 +47,14 @@ def test_a_poisonous_job_stops_and_the_others_go_on(worker: Process, jobs: Jobs)
         assert (job["status"], job["attempt"]) == ("succeeded", 1)
 
 
+def test_a_death_is_noticed_at_once(worker: Process, jobs: Jobs) -> None:
+    """Celery alone notices every other one after five seconds: see `worker/pool.py`."""
+    for _ in range(6):
+        job_id = jobs.start("flaky", {"failures": 1, "error": "exit"}, max_attempts=1)
+        job = jobs.finished(job_id)
+        assert (job["finished_at"] - job["started_at"]).total_seconds() < 3
+
+
 @pytest.mark.parametrize(("max_attempts", "status"), [(2, "running"), (1, "failed")])
 def test_the_hard_limit(
     max_attempts: int,
