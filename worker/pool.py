@@ -8,7 +8,7 @@ from celery.concurrency import asynpool, prefork
 PATIENCE_SECONDS = 0.2
 
 
-class Pool(asynpool.AsynPool):  # type: ignore[misc]
+class Pool(asynpool.AsynPool):
     def _event_process_exit(self, hub: Any, proc: Any) -> None:
         # The pipe that tells of a child's end closes a moment before the kernel lets the parent have the child. Celery
         # looks once, sees a living child every other time, and looks again after five seconds: until then the job of a
@@ -16,7 +16,7 @@ class Pool(asynpool.AsynPool):  # type: ignore[misc]
         end = time.monotonic() + PATIENCE_SECONDS
         while proc.exitcode is None and time.monotonic() < end:
             time.sleep(0.001)
-        super()._event_process_exit(hub, proc)
+        super()._event_process_exit(hub, proc)  # type: ignore[misc]
 
 
 class TaskPool(prefork.TaskPool):

@@ -25,6 +25,8 @@ log = logs.get(__name__)
 class JobRequest(Request):
     """A message that a child is working on, as the parent sees it."""
 
+    worker_pid: Any  # the child's
+
     def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
         """Celery calls this with the child's exception, and for children that can't raise one any more."""
         # A child's own exception comes wrapped with its traceback; those that the pool makes don't.
