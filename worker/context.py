@@ -105,11 +105,12 @@ class Context:
         step = {"id": self.job_id, "name": name}
         as_json = json.dumps(result, allow_nan=False)
         try:
-            self._database.run_until_answered(statements.RECORD_STEP, {**step, "result": as_json})
+            rows = self._database.run_until_answered(statements.RECORD_STEP, {**step, "result": as_json})
         except psycopg.Error as error:
             raise refused(f"the result of the step {name[:100]!r}", error) from error
-        # Another attempt may have been first: then both go on with its result.
-        return self._database.run_until_answered(statements.READ_STEP, step)[0]["result"]
+        # No row: another attempt was first, and both go on with its result.
+        rows = rows or self._database.run_until_answered(statements.READ_STEP, step)
+        return rows[0]["result"]
 
     def step_key(self, name: str) -> str:
         """An idempotency key for a provider: the same on every attempt at this job."""

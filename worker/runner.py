@@ -116,7 +116,10 @@ class Runner:
         try:
             payload = kind.payload.model_validate(claim.payload)
         except ValidationError as error:
-            raise errors.PermanentError(f"the payload does not fit this release's {kind.name}: {error}") from error
+            # Without the values: a header may be a secret.
+            wrong = "; ".join(f"{'.'.join(map(str, found['loc']))}: {found['msg']}" for found in error.errors())
+            message = f"the payload does not fit this release's {kind.name}: {wrong}"
+            raise errors.PermanentError(message) from None
         handler = importlib.import_module(f"worker.handlers.{kind.name}").run
         with SoftLimit(kind.limits(self.settings)[0]) as limit:
             context = Context(

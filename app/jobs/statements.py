@@ -181,13 +181,14 @@ RESCUE = _end_attempt(
 
 
 def _hand_back(whose: str) -> str:
-    """Not the job's fault, so the attempt is not counted: back to the queue, due in `retry_in` seconds."""
+    """Not the job's fault: the attempt is not counted, and with 0 `retry_in` seconds it is first in line again."""
     return f"""
 UPDATE jobs SET status = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELSE 'cancelled' END,
     lease_token = CASE WHEN cancel_requested_at IS NULL THEN NULL ELSE lease_token END,
     finished_at = CASE WHEN cancel_requested_at IS NULL THEN NULL ELSE now() END,
     attempt = attempt - 1, lease_expires_at = NULL, published_at = NULL,
-    run_at = now() + %(retry_in)s::float * interval '1 second', progress = COALESCE(%(progress)s::jsonb, progress)
+    run_at = GREATEST(run_at, now() + NULLIF(%(retry_in)s::float, 0) * interval '1 second'),
+    progress = COALESCE(%(progress)s::jsonb, progress)
 WHERE status = 'running' AND {whose}
 RETURNING id, status
 """
@@ -224,7 +225,7 @@ STEPS = "SELECT name, result FROM job_steps WHERE job_id = %(id)s"
 # The one write without a fence: the first record stays, and both attempts use it.
 RECORD_STEP = """
 INSERT INTO job_steps (job_id, name, result) VALUES (%(id)s, %(name)s, %(result)s::jsonb)
-ON CONFLICT DO NOTHING
+ON CONFLICT DO NOTHING RETURNING result
 """
 READ_STEP = "SELECT result FROM job_steps WHERE job_id = %(id)s AND name = %(name)s"
 

@@ -6,7 +6,7 @@ from app.jobs.kind import Kind, Model
 
 
 class Payload(Model):
-    seconds: float = Field(ge=0, le=86_400, description="How long; the time limits of the worker end it sooner.")
+    seconds: float = Field(ge=0, le=86_400, description="How long.")
     steps: int = Field(default=10, ge=1, le=1_000, description="How often progress is reported.")
 
 
@@ -14,4 +14,12 @@ class Result(Model):
     slept: float = Field(description="Seconds.")
 
 
-KIND = Kind("sleep", Payload, Result, description="Waits, step by step: to watch progress, cancelling and deploys.")
+KIND = Kind(
+    "sleep",
+    Payload,
+    Result,
+    description="Waits, step by step: to watch progress, cancelling and deploys.",
+    # It may last a day, and can always be ended: the lease is all the protection it needs.
+    soft_time_limit=0,
+    time_limit=0,
+)
