@@ -79,8 +79,8 @@ e2e: dev ## build the images and drive the compose stack from outside (needs Doc
 	@$(BIN)/python -m pytest tests/e2e $(ARGS)
 
 .PHONY: bench
-bench: ## jobs and requests a second against the running stack, beside plain Celery
-	@$(STACK) run bench.py $(ARGS)
+bench: dev ## jobs and requests a second, beside plain Celery, on servers of its own (ARGS="--rounds 1" for a quick look)
+	@$(BIN)/python -m benchmarks $(ARGS)
 
 ##@ Dependencies
 

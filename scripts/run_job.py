@@ -1,7 +1,7 @@
 """Runs one job here and now, in this process, with a progress bar. Its row is claimed from birth: no worker takes it.
 
-    python scripts/run_job.py sleep --payload '{"seconds": 3}'
-    python scripts/run_job.py text_report --payload @request.json
+python scripts/run_job.py sleep --payload '{"seconds": 3}'
+python scripts/run_job.py text_report --payload @request.json
 """
 
 import json
@@ -26,7 +26,7 @@ from app.jobs.kinds import offered_kinds
 from app.jobs.requests import shown
 from app.queues import QUEUE_OF_PRIORITY
 from app.settings import Settings
-from scripts.helper import COULD_NOT, FINE, FOUND, settings_or_exit, stop
+from scripts.helper import FINE, FOUND, settings_or_exit, stop
 from worker.runner import Claim, Runner
 
 

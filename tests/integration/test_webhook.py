@@ -323,7 +323,7 @@ def test_a_compressed_bomb_stays_small(run_kind: RunKind, server: Server, encodi
         ("ä".encode(), {"Content_Type": "text/plain; charset=idna"}, "ä"),
         ("€".encode() * 30_000, {}, "€" * (LIMIT // 3)),
         (b"\xff" * 60_000, {}, "\ufffd" * (LIMIT // 3)),
-        (gzip.compress("ä".encode()), {"Content_Encoding": "gzip"}, "ä"),
+        (gzip.compress("ä".encode(), mtime=0), {"Content_Encoding": "gzip"}, "ä"),
         (b"plain after all", {"Content_Encoding": "gzip"}, "plain after all"),
     ],
 )
