@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
@@ -21,8 +21,10 @@ DESCRIPTION = """
 Hand in a job, get its id at once, and look at it until it is over. `202` means that the job is committed in PostgreSQL:
 it will be run whatever happens to queue and workers. Errors are `application/problem+json`.
 """
-# Multipart has its own few bytes around a file.
-MULTIPART_BYTES = 64 * 1024
+# What a body may have besides the file or the payload that is limited: multipart's heads, a job's other fields.
+ENVELOPE_BYTES = 64 * 1024
+# A batch may be larger than a single job, but not a thousand times.
+BATCH_BYTES_FACTOR = 16
 
 
 def create_app(settings: Settings | None = None) -> FastAPI:
@@ -51,10 +53,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         try:
             yield
         finally:
-            publishing.cancel()
-            with suppress(asyncio.CancelledError):
-                await publishing
-            await state.publisher.flush()
+            state.publisher.stop()
+            await publishing
             if state.redis is not None:
                 await state.redis.aclose()
             await pool.close(timeout=2)
@@ -65,6 +65,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         version="1",
         lifespan=lifespan,
         redoc_url=None,
+        # The operations' names, as generated clients call them: create_job.
+        generate_unique_id_function=lambda route: route.name,
         # Shows what an answer is, not what it would be before defaults.
         separate_input_output_schemas=False,
     )
@@ -79,31 +81,19 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
     def limit(path: str) -> int:
         if path == "/api/files":
-            return settings.max_upload_bytes + MULTIPART_BYTES
-        return settings.max_payload_bytes * (jobs.BATCH_BYTES_FACTOR if path == "/api/jobs/batch" else 1)
+            return settings.max_upload_bytes + ENVELOPE_BYTES
+        return settings.max_payload_bytes * (BATCH_BYTES_FACTOR if path == "/api/jobs/batch" else 1) + ENVELOPE_BYTES
 
     app.add_middleware(RequestMiddleware, limit=limit)
-    _show_problems(app)
-    return app
-
-
-def _show_problems(app: FastAPI) -> None:
-    """OpenAPI gets the model of errors, which no route returns by itself, and loses FastAPI's own, unused."""
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:
-        schema = generate()
-        schemas = schema.setdefault("components", {}).setdefault("schemas", {})
-        if "ProblemDetails" not in schemas:
-            template = "#/components/schemas/{model}"
-            problem = errors.ProblemDetails.model_json_schema(ref_template=template)
-            schemas.update(problem.pop("$defs"))
-            schemas["ProblemDetails"] = problem
-            for unused in ("HTTPValidationError", "ValidationError"):
-                schemas.pop(unused, None)
-        return schema
+        if app.openapi_schema is None:
+            errors.describe(generate())
+        return generate()
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = openapi  # type: ignore[method-assign] # FastAPI's documented way to extend it
+    return app
 
 
 def __getattr__(name: str) -> Any:

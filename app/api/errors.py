@@ -1,13 +1,18 @@
 """Every error answer: RFC 9457 problem+json that says what was wrong and what to do. No traceback leaves the API."""
 
+from collections.abc import Callable
 from typing import Any
 
 import psycopg
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from obstore.exceptions import BaseError as StorageError
+from psycopg.errors import UndefinedColumn, UndefinedTable
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 
 from app import logs
 from app.database import CONNECTION_LOST
@@ -17,44 +22,11 @@ log = logs.get(__name__)
 
 RETRY_AFTER_SECONDS = 2
 MOST_ERRORS_SHOWN = 20
+MOST_FILES_SHOWN = 5
+# Names and values that a client sent come back in messages: shortened, since they may be megabytes.
+LONGEST_TEXT = 300
 
-
-class FieldError(BaseModel):
-    """What is wrong with one field of the request."""
-
-    field: str = Field(description="Where: body.payload.width, query.limit, header.Idempotency-Key")
-    message: str
-
-
-class ProblemDetails(BaseModel):
-    """An error, by RFC 9457."""
-
-    type: str
-    title: str
-    status: int
-    detail: str
-    request_id: str | None = None
-    errors: list[FieldError] | None = None
-
-
-class Problem(HTTPException):
-    """Raised anywhere in a request; becomes its answer.
-
-    An HTTPException, since FastAPI turns every other exception from reading a body into a 400.
-    """
-
-    def __init__(self, status: int, slug: str, title: str, detail: str, headers: dict[str, str] | None = None) -> None:
-        super().__init__(status, detail, headers)
-        self.slug, self.title = slug, title
-
-
-def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What a route adds to OpenAPI for its errors."""
-    content = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
-    return {status: {"description": _TITLES[status], "content": content} for status in sorted(statuses)}
-
-
-_TITLES = {
+TITLES = {
     400: "The request is malformed",
     401: "A valid API key is needed",
     404: "There is no such thing",
@@ -68,110 +40,193 @@ _TITLES = {
 }
 
 
-def answer(
-    request: Request,
-    status: int,
-    slug: str,
-    title: str,
-    detail: str,
-    *,
-    headers: dict[str, str] | None = None,
-    errors: list[FieldError] | None = None,
-) -> JSONResponse:
-    problem = ProblemDetails(
-        type=f"urn:jobstack:problem:{slug}",
-        title=title,
-        status=status,
-        detail=detail,
+class FieldError(BaseModel):
+    """What is wrong with one field of the request."""
+
+    field: str = Field(description="Where: body.payload.width, query.limit, header.Idempotency-Key")
+    message: str
+
+
+class ProblemDetails(BaseModel):
+    """An error, by RFC 9457."""
+
+    type: str = Field(description="urn:jobstack:problem:..., the same for every error of this sort: to be compared.")
+    title: str
+    status: int
+    detail: str = Field(description="For people: what was wrong, and what to do.")
+    request_id: str | None = None
+    errors: list[FieldError] | None = Field(None, description="Where the request's fields are what is wrong.")
+
+
+class Problem(HTTPException):
+    """Raised anywhere in a request; becomes its answer.
+
+    An HTTPException, since FastAPI turns every other exception from reading a body into a 400.
+    """
+
+    def __init__(
+        self,
+        status: int,
+        slug: str,
+        detail: str,
+        *,
+        headers: dict[str, str] | None = None,
+        errors: list[FieldError] | None = None,
+    ) -> None:
+        super().__init__(status, detail, headers)
+        self.slug, self.errors = slug, errors
+
+
+def away(part: str, reason: object) -> Problem:
+    """503: a part of the service does not answer. The reason goes to the log only."""
+    log.warning("unavailable", part=part, reason=str(reason).strip() or type(reason).__name__)
+    detail = f"{part} does not answer. Nothing was lost; try again in a moment (with the same Idempotency-Key)."
+    return Problem(503, "unavailable", detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def too_large(what: str, limit: int) -> Problem:
+    return Problem(413, "too-large", f"{what} may have {limit} bytes at most.")
+
+
+def mistake() -> Problem:
+    return Problem(500, "internal", "This is a mistake of ours, not yours. Tell us the request id.")
+
+
+def respond(request: Request, problem: Problem) -> JSONResponse:
+    details = ProblemDetails(
+        type=f"urn:jobstack:problem:{problem.slug}",
+        title=TITLES.get(problem.status_code, "The request failed"),
+        status=problem.status_code,
+        detail=problem.detail,
         request_id=request.scope.get("request_id"),
-        errors=errors,
+        errors=problem.errors,
     )
     return JSONResponse(
-        problem.model_dump(exclude_none=True),
-        status_code=status,
-        headers=headers,
+        details.model_dump(exclude_none=True),
+        status_code=problem.status_code,
+        headers=dict(problem.headers or {}),
         media_type="application/problem+json",
     )
 
 
-def from_problem(request: Request, problem: Problem) -> JSONResponse:
-    headers = dict(problem.headers or {})
-    return answer(request, problem.status_code, problem.slug, problem.title, problem.detail, headers=headers)
+def _http(request: Request, error: HTTPException) -> Problem:
+    """The framework's own."""
+    status, detail, headers = error.status_code, str(error.detail), dict(error.headers or {})
+    if status == 404:
+        detail = "Nothing is at this path; /docs lists what there is."
+    if status == 405:
+        allowed = _methods(request)
+        detail, headers = f"{request.method} is not possible at this path, {allowed} is; see /docs.", {"Allow": allowed}
+    return Problem(status, f"http-{status}", detail, headers=headers)
 
 
-def unavailable(request: Request, part: str) -> JSONResponse:
-    return answer(
-        request,
-        503,
-        "unavailable",
-        _TITLES[503],
-        f"{part} does not answer. Nothing was lost; try again in a moment (with the same Idempotency-Key).",
-        headers={"Retry-After": str(RETRY_AFTER_SECONDS)},
+def _methods(request: Request) -> str:
+    """All that the path has: the framework tells only the first route's."""
+
+    def there(method: str) -> bool:
+        scope = {**request.scope, "method": method}
+        return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+
+    return ", ".join(filter(there, ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")))
+
+
+def _invalid(request: Request, error: RequestValidationError) -> Problem:
+    errors = [
+        FieldError(
+            field=_short(".".join(str(part) for part in found["loc"])),
+            # Never the input itself, which may be a secret.
+            message=_short(str(found["msg"]).removeprefix("Value error, ")),
+        )
+        for found in error.errors()[:MOST_ERRORS_SHOWN]
+    ]
+    detail = "; ".join(f"{e.field}: {e.message}" for e in errors[:3])
+    return Problem(422, "invalid-request", detail, errors=errors)
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_TEXT else f"{text[: LONGEST_TEXT - 1]}…"
+
+
+def _unknown_files(request: Request, error: UnknownFilesError) -> Problem:
+    more = len(error.file_ids) - MOST_FILES_SHOWN
+    names = ", ".join(map(str, error.file_ids[:MOST_FILES_SHOWN])) + (f" (and {more} more)" if more > 0 else "")
+    return Problem(422, "unknown-file", f"There is no file {names}; upload it first with POST /api/files.")
+
+
+def _key_reused(request: Request, error: KeyReusedError) -> Problem:
+    detail = (
+        f"The idempotency key {error.key!r} belongs to a job with another body. "
+        "Send the same body again, or another key for another job."
     )
+    return Problem(422, "idempotency-key-reused", detail)
+
+
+def _unstorable(request: Request, error: Exception) -> Problem:
+    log.warning("unstorable_request", reason=str(error).strip())
+    return Problem(422, "unstorable", "PostgreSQL cannot store a value in the request.")
+
+
+# Exceptions that this program knows -> their answers. All others are mistakes: the middleware's 500.
+_PROBLEMS: dict[type[Exception], Callable[[Request, Any], Problem]] = {
+    Problem: lambda request, error: error,
+    HTTPException: _http,
+    RequestValidationError: _invalid,
+    UnknownFilesError: _unknown_files,
+    KeyReusedError: _key_reused,
+    # Nobody reads the answer, but the log does.
+    ClientDisconnect: lambda request, error: Problem(400, "cut-off", "The connection ended before the request did."),
+    **dict.fromkeys(CONNECTION_LOST, lambda request, error: away("PostgreSQL", error)),
+    # Not migrated yet: a deploy's order, not a mistake.
+    **dict.fromkeys((UndefinedTable, UndefinedColumn), lambda request, error: away("The migrated database", error)),
+    # The checks in front of it should have refused such a value; a 500 would be the wrong answer all the same.
+    psycopg.DataError: _unstorable,
+    StorageError: lambda request, error: away("The storage of files", type(error).__name__),
+}
 
 
 def install(app: FastAPI) -> None:
-    """Connects the exceptions that this program knows to their answers."""
+    async def handle(request: Request, error: Exception) -> JSONResponse:
+        to_problem = next(_PROBLEMS[kind] for kind in type(error).__mro__ if kind in _PROBLEMS)
+        return respond(request, to_problem(request, error))
 
-    @app.exception_handler(Problem)
-    async def problem(request: Request, error: Problem) -> JSONResponse:
-        return from_problem(request, error)
+    for kind in _PROBLEMS:
+        app.add_exception_handler(kind, handle)
 
-    @app.exception_handler(HTTPException)
-    async def http(request: Request, error: HTTPException) -> JSONResponse:
-        title = _TITLES.get(error.status_code, "The request failed")
-        detail = {
-            404: "Nothing is at this path; /docs lists what there is.",
-            405: f"{request.method} is not possible at this path; see /docs.",
-        }.get(error.status_code, str(error.detail))
-        return answer(
-            request,
-            error.status_code,
-            f"http-{error.status_code}",
-            title,
-            detail,
-            headers=dict(error.headers or {}),
-        )
 
-    @app.exception_handler(RequestValidationError)
-    async def validation(request: Request, error: RequestValidationError) -> JSONResponse:
-        errors = [
-            FieldError(
-                field=".".join(str(part) for part in found["loc"]),
-                # Never the input itself: it may be a secret, or a megabyte.
-                message=str(found["msg"]).removeprefix("Value error, "),
-            )
-            for found in error.errors()[:MOST_ERRORS_SHOWN]
-        ]
-        detail = "; ".join(f"{e.field}: {e.message}" for e in errors[:3])
-        return answer(request, 422, "invalid-request", _TITLES[422], detail, errors=errors)
+# --- OpenAPI -------------------------------------------------------------------------------------------------------
 
-    @app.exception_handler(UnknownFilesError)
-    async def unknown_files(request: Request, error: UnknownFilesError) -> JSONResponse:
-        detail = f"There is no file {error}; upload it first with POST /api/files."
-        return answer(request, 422, "unknown-file", "The payload names a file that does not exist", detail)
+_CONTENT = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}}
+_HEADERS = {
+    401: {"WWW-Authenticate": {"schema": {"type": "string"}}},
+    503: {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}},
+}
+_REQUEST_ID = {
+    "description": "Yours (1 to 128 of A-Z a-z 0-9 . _ -), or else a new one; it is in the answer and in the logs.",
+    "schema": {"type": "string"},
+}
 
-    @app.exception_handler(KeyReusedError)
-    async def key_reused(request: Request, error: KeyReusedError) -> JSONResponse:
-        detail = (
-            f"The idempotency key {error.key!r} belongs to a job with another body. "
-            "Send the same body again, or another key for another job."
-        )
-        return answer(request, 422, "idempotency-key-reused", "The idempotency key is taken", detail)
 
-    async def database_away(request: Request, error: Exception) -> JSONResponse:
-        log.warning("postgres_unavailable", error=str(error).strip() or type(error).__name__)
-        return unavailable(request, "PostgreSQL")
+def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What a route adds to OpenAPI for its errors."""
+    return {
+        status: {"description": TITLES[status], "content": _CONTENT, "headers": _HEADERS.get(status, {})}
+        for status in sorted(statuses)
+    }
 
-    for lost in (*CONNECTION_LOST, TimeoutError):
-        app.add_exception_handler(lost, database_away)
 
-    @app.exception_handler(psycopg.DataError)
-    async def unstorable(request: Request, error: psycopg.DataError) -> JSONResponse:
-        log.warning("unstorable_request", error=str(error).strip())
-        return answer(request, 422, "unstorable", _TITLES[422], "PostgreSQL cannot store a value in the request.")
-
-    @app.exception_handler(Exception)
-    async def mistake(request: Request, error: Exception) -> JSONResponse:
-        detail = "This is a mistake of ours, not yours. Tell us the request id."
-        return answer(request, 500, "internal", _TITLES[500], detail)
+def describe(schema: dict[str, Any]) -> None:
+    """Adds to an OpenAPI document what no route says by itself: the model of errors, and the id of each request."""
+    schemas = schema["components"]["schemas"]
+    problem = ProblemDetails.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= {**problem.pop("$defs"), "ProblemDetails": problem}
+    # FastAPI's own, which no answer has.
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
+    for operation in (operation for path in schema["paths"].values() for operation in path.values()):
+        parameters = operation.setdefault("parameters", [])
+        for parameter in parameters:
+            # "or null" is how Python says optional; in a URL or a header there is no null.
+            parameter["schema"] |= parameter["schema"].pop("anyOf", [{}])[0]
+        parameters.append({"name": "X-Request-ID", "in": "header", **_REQUEST_ID})
+        for response in operation["responses"].values():
+            response["headers"] = {**response.get("headers", {}), "X-Request-ID": _REQUEST_ID}

@@ -1,42 +1,68 @@
 """`/api/jobs`: create, look, list, cancel, retry."""
 
-import base64
-import binascii
-import json
+import re
 from collections.abc import Sequence
-from datetime import datetime
-from typing import Annotated, Any
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.exceptions import RequestValidationError
-from fastapi.routing import APIRoute
 from psycopg.rows import DictRow
-from pydantic import BaseModel
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
+from starlette.convertors import StringConvertor, register_url_convertor
 
-from app.api import strict_json
 from app.api.auth import KeyName
-from app.api.errors import Problem, responses
+from app.api.errors import Problem, responses, too_large
+from app.api.strict_json import JsonRoute
 from app.api.within import within
 from app.jobs import statements
 from app.jobs.create import create, new_job
 from app.jobs.kinds import all_kinds
-from app.jobs.requests import IDEMPOTENCY_KEY_PATTERN, Job, NewJob, Status, batch_type, request_type, shown
+from app.jobs.requests import (
+    IdempotencyKey,
+    Job,
+    NewJob,
+    Status,
+    batch_type,
+    request_type,
+    shown,
+)
 from app.queues import JOB_QUEUES
 
-# A batch may be larger than a single job, but not a thousand times.
-BATCH_BYTES_FACTOR = 16
-
-IdempotencyKey = Annotated[
-    str | None,
+KeyHeader = Annotated[
+    IdempotencyKey | None,
     Header(
         alias="Idempotency-Key",
-        min_length=1,
-        max_length=255,
-        pattern=IDEMPOTENCY_KEY_PATTERN,
         description="The same key and body again give the same job; another body is refused.",
     ),
 ]
+# Names from lists made at run time, which OpenAPI then shows.
+KindName: Any = Literal[tuple(all_kinds())]
+QueueName: Any = Literal[JOB_QUEUES]
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+CURSOR_PATTERN = "^[0-9]{1,17}-[0-9a-f]{32}$"
+
+
+def _is_cursor(text: str) -> str:
+    if not re.fullmatch(CURSOR_PATTERN, text):
+        raise ValueError("not a cursor of this API; take next_cursor from the page before, or leave it out")
+    return text
+
+
+Cursor = Annotated[str, AfterValidator(_is_cursor), WithJsonSchema({"type": "string", "pattern": CURSOR_PATTERN})]
+
+
+class JobFilter(BaseModel):
+    """The parameters of a list."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    status: Status | None = None
+    kind: KindName | None = None
+    queue: QueueName | None = None
+    limit: int = Field(50, ge=1, le=200)
+    cursor: Cursor | None = Field(None, description="next_cursor of the page before")
 
 
 class JobPage(BaseModel):
@@ -52,26 +78,20 @@ class CreatedJobs(BaseModel):
     jobs: list[Job]
 
 
-class _StrictRequest(Request):
-    async def json(self) -> Any:
-        return strict_json.loads(await self.body())
+class _OneJob(StringConvertor):
+    """What may stand for a job in a path. With `batch` among it, GET on that path would be a bad id and not a 405."""
+
+    regex = "(?!batch$)[^/]+"
 
 
-class _StrictRoute(APIRoute):
-    """Reads bodies by `strict_json`."""
+register_url_convertor("one_job", _OneJob())
 
-    def get_route_handler(self) -> Any:
-        handle = super().get_route_handler()
-
-        async def handler(request: Request) -> Response:
-            return await handle(_StrictRequest(request.scope, request.receive))
-
-        return handler
+LOCATION = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
 
 
 def make_router(kinds: Sequence[str]) -> APIRouter:
     """The routes for these kinds of jobs: OpenAPI shows each one's payload."""
-    router = APIRouter(prefix="/api/jobs", tags=["jobs"], route_class=_StrictRoute)
+    router = APIRouter(prefix="/api/jobs", tags=["jobs"], route_class=JsonRoute)
     one_job = request_type(tuple(kinds))
     many_jobs = batch_type(tuple(kinds))
 
@@ -79,8 +99,9 @@ def make_router(kinds: Sequence[str]) -> APIRouter:
         "",
         status_code=202,
         responses={
-            200: {"model": Job, "description": "The job that this key made before"},
-            **responses(400, 401, 413, 422, 503),
+            200: {"model": Job, "description": "The job that this key made before", "headers": LOCATION},
+            202: {"description": "A new job", "headers": LOCATION},
+            **responses(400, 401, 413, 415, 422, 503),
         },
     )
     async def create_job(
@@ -88,54 +109,41 @@ def make_router(kinds: Sequence[str]) -> APIRouter:
         response: Response,
         key: KeyName,
         body: one_job,  # type: ignore[valid-type]
-        idempotency_key: IdempotencyKey = None,
+        idempotency_key: KeyHeader = None,
     ) -> Job:
         """Accepts a job. 202 means: committed in PostgreSQL, it will be run whatever happens to the queue."""
         if len(request.headers.getlist("idempotency-key")) > 1:
-            raise Problem(422, "two-keys", "Which key?", "Send one Idempotency-Key header.")
+            raise Problem(422, "two-keys", "There are two Idempotency-Key headers; send one.")
         [(row, created)] = await _create(request, [new_job(body, idempotency_key)], key)
         response.status_code = 202 if created else 200
         response.headers["Location"] = f"/api/jobs/{row['id']}"
         return shown(row)
 
-    @router.post("/batch", status_code=202, responses=responses(400, 401, 413, 422, 503))
+    @router.post("/batch", status_code=202, responses=responses(400, 401, 413, 415, 422, 503))
     async def create_jobs(request: Request, key: KeyName, body: many_jobs) -> CreatedJobs:  # type: ignore[valid-type]
         """Accepts up to 1,000 jobs, all or none. Each may carry its own `idempotency_key`."""
         if "idempotency-key" in request.headers:
-            raise Problem(
-                422,
-                "key-on-batch",
-                "A batch has no key of its own",
-                "Give each job in the batch its idempotency_key, and leave the header out.",
-            )
+            detail = "A batch has no key of its own: give each job its idempotency_key, and leave the header out."
+            raise Problem(422, "key-on-batch", detail)
         items = body.jobs  # type: ignore[attr-defined]
         rows = await _create(request, [new_job(item, item.idempotency_key) for item in items], key)
         return CreatedJobs(jobs=[shown(row) for row, _ in rows])
 
     @router.get("", responses=responses(401, 422, 503))
-    async def list_jobs(
-        request: Request,
-        key: KeyName,
-        status: Status | None = None,
-        kind: str | None = None,
-        queue: str | None = None,
-        limit: Annotated[int, Query(ge=1, le=200)] = 50,
-        cursor: Annotated[str | None, Query(max_length=200, description="next_cursor of the page before")] = None,
-    ) -> JobPage:
+    async def list_jobs(request: Request, key: KeyName, filters: Annotated[JobFilter, Query()]) -> JobPage:
         """Jobs, newest first. A page costs the same wherever it is."""
-        _known("kind", kind, all_kinds())
-        _known("queue", queue, JOB_QUEUES)
-        filters = {name: value for name, value in (("status", status), ("kind", kind), ("queue", queue)) if value}
-        params: dict[str, Any] = {**filters, "limit": limit + 1}
-        if cursor is not None:
-            params["cursor_time"], params["cursor_id"] = _read_cursor(cursor)
-        statement = statements.list_jobs(list(filters), after_cursor=cursor is not None)
+        if len(request.query_params.multi_items()) > len(request.query_params):
+            raise Problem(422, "repeated-parameter", "A parameter is given twice; give each of them once.")
+        columns = filters.model_dump(include={"status", "kind", "queue"}, exclude_none=True)
+        params = {**columns, "limit": filters.limit + 1}
+        if filters.cursor is not None:
+            params |= _position(filters.cursor)
+        statement = statements.list_jobs(list(columns), after_cursor=filters.cursor is not None)
         rows = await within(request.app.state.query(statement, params))
-        more = len(rows) > limit
-        page = rows[:limit]
+        page, more = rows[: filters.limit], rows[filters.limit :]
         return JobPage(jobs=[shown(row) for row in page], next_cursor=_cursor(page[-1]) if more else None)
 
-    @router.get("/{job_id}", responses=responses(401, 404, 422, 503))
+    @router.get("/{job_id:one_job}", responses=responses(401, 404, 422, 503))
     async def get_job(request: Request, key: KeyName, job_id: UUID) -> Job:
         """One job."""
         return shown(await _get(request, job_id))
@@ -157,10 +165,9 @@ def make_router(kinds: Sequence[str]) -> APIRouter:
 
 async def _create(request: Request, jobs: list[NewJob], key: str) -> list[tuple[DictRow, bool]]:
     state = request.app.state
-    largest = max(len(job.payload) for job in jobs)
-    if largest > state.settings.max_payload_bytes:
-        detail = f"A payload may have {state.settings.max_payload_bytes} bytes at most; upload large data as a file."
-        raise Problem(413, "too-large", "The payload is too large", detail)
+    limit = state.settings.max_payload_bytes
+    if any(len(job.payload.encode()) > limit for job in jobs):
+        raise too_large("A job's payload", limit)
 
     async def work() -> list[tuple[DictRow, bool]]:
         async with state.pool.connection() as connection:
@@ -172,7 +179,7 @@ async def _create(request: Request, jobs: list[NewJob], key: str) -> list[tuple[
 async def _get(request: Request, job_id: UUID) -> DictRow:
     rows: list[DictRow] = await within(request.app.state.query(statements.GET, {"id": job_id}))
     if not rows:
-        raise Problem(404, "unknown-job", "There is no such job", f"There is no job {job_id}.")
+        raise Problem(404, "unknown-job", f"There is no job {job_id}; jobs are removed some time after their end.")
     return rows[0]
 
 
@@ -180,30 +187,15 @@ async def _move(request: Request, statement: str, job_id: UUID, refusal: str) ->
     rows = await within(request.app.state.query(statement, {"id": job_id}))
     if not rows:
         job = await _get(request, job_id)
-        detail = f"Job {job_id} is {job['status']}: it {refusal}."
-        raise Problem(409, "wrong-status", "The job's status does not allow it", detail)
+        raise Problem(409, "wrong-status", f"Job {job_id} is {job['status']}: it {refusal}.")
     return shown(rows[0])
 
 
-def _known(name: str, value: str | None, known: Any) -> None:
-    if value is not None and value not in known:
-        message = f"unknown; there are: {', '.join(sorted(known))}"
-        raise RequestValidationError([{"loc": ("query", name), "msg": message, "type": "unknown"}])
-
-
 def _cursor(row: DictRow) -> str:
-    position = json.dumps([row["created_at"].isoformat(), str(row["id"])])
-    return base64.urlsafe_b64encode(position.encode()).decode()
+    """A place in the list: microseconds and id of the last job on a page."""
+    return f"{(row['created_at'] - EPOCH) // timedelta(microseconds=1)}-{row['id'].hex}"
 
 
-def _read_cursor(cursor: str) -> tuple[datetime, UUID]:
-    try:
-        moment, job_id = json.loads(base64.b64decode(cursor, altchars=b"-_", validate=True))
-        found = datetime.fromisoformat(moment), UUID(job_id)
-        # A time without a zone, or one that is before the year 1 in UTC, is none that we gave out.
-        if found[0].utcoffset() is None or found[0].year < 2000:
-            raise ValueError
-    except (binascii.Error, ValueError, TypeError, AttributeError, RecursionError):
-        message = "not a cursor of this API; take next_cursor from the page before, or leave it out"
-        raise RequestValidationError([{"loc": ("query", "cursor"), "msg": message, "type": "cursor"}]) from None
-    return found
+def _position(cursor: str) -> dict[str, Any]:
+    microseconds, _, job_id = cursor.partition("-")
+    return {"cursor_time": EPOCH + timedelta(microseconds=int(microseconds)), "cursor_id": UUID(job_id)}

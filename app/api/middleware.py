@@ -2,7 +2,7 @@
 
 import re
 import time
-from typing import Any
+from collections.abc import Callable
 from uuid import uuid4
 
 import structlog
@@ -27,20 +27,10 @@ DURATION = Histogram(
 )
 
 
-def too_large(limit: int) -> errors.Problem:
-    return errors.Problem(
-        413,
-        "too-large",
-        "The request is too large",
-        f"The body may have {limit} bytes at most.",
-        {"Connection": "close"},
-    )
-
-
 class RequestMiddleware:
     """Outermost. `limit` tells how many bytes the body of a request to this path may have."""
 
-    def __init__(self, app: ASGIApp, *, limit: Any) -> None:
+    def __init__(self, app: ASGIApp, *, limit: Callable[[str], int]) -> None:
         self.app = app
         self.limit = limit
 
@@ -53,41 +43,46 @@ class RequestMiddleware:
         request_id = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
         scope["request_id"] = request_id
         limit = self.limit(scope["path"])
-        began, status, received, started = time.monotonic(), 500, 0, False
+        began, status, received = time.monotonic(), 0, 0
 
         async def limited_receive() -> Message:
             nonlocal received
             message = await receive()
             received += len(message.get("body", b""))
             if received > limit:
-                raise too_large(limit)
+                raise errors.too_large("The body", limit)
             return message
 
         async def noted_send(message: Message) -> None:
-            nonlocal status, started
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, started = message["status"], True
+                status = message["status"]
                 message.setdefault("headers", []).append((b"x-request-id", request_id.encode()))
             await send(message)
+
+        async def answer(problem: errors.Problem) -> None:
+            await errors.respond(Request(scope), problem)(scope, receive, noted_send)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 if int(headers.get(b"content-length", b"0")) > limit:
-                    response = errors.from_problem(Request(scope), too_large(limit))
-                    await response(scope, receive, noted_send)
+                    # The server reads what still comes and forgets it, so that the client sees this answer.
+                    await answer(errors.too_large("The body", limit))
                 else:
                     await self.app(scope, limited_receive, noted_send)
+            except Exception:  # whatever it is, it is a mistake of this program
+                log.exception("mistake")
+                if status:
+                    raise  # in the middle of an answer: the client must see it break off
+                await answer(errors.mistake())
             finally:
-                seconds = time.monotonic() - began
-                # The template and not the path: ids would make a time series each.
-                route = getattr(scope.get("route"), "path", "unmatched")
-                REQUESTS.labels(scope["method"], route, status).inc()
-                DURATION.labels(scope["method"], route).observe(seconds)
-                if not scope["path"].startswith(QUIET_PATHS) or status >= 500:
-                    log.info(
-                        "request",
-                        method=scope["method"],
-                        path=scope["path"],
-                        status=status,
-                        ms=round(seconds * 1000, 1),
-                    )
+                self._note(scope, status, time.monotonic() - began)
+
+    @staticmethod
+    def _note(scope: Scope, status: int, seconds: float) -> None:
+        # The template and not the path: ids would make a time series each.
+        route = getattr(scope.get("route"), "path_format", "unmatched")
+        REQUESTS.labels(scope["method"], route, status).inc()
+        DURATION.labels(scope["method"], route).observe(seconds)
+        if not scope["path"].startswith(QUIET_PATHS) or status >= 500:
+            log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1))

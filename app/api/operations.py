@@ -4,12 +4,14 @@ import asyncio
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import PlainTextResponse
 from prometheus_client import generate_latest
 from prometheus_client.core import REGISTRY, GaugeMetricFamily
+from psycopg.errors import UndefinedTable
 from pydantic import BaseModel
 
 from app.api.auth import key_name
-from app.api.errors import responses
+from app.api.errors import Problem, responses
 from app.api.within import within
 from app.database import CONNECTION_LOST, SCHEMA_REVISION
 from app.jobs import statements
@@ -119,7 +121,7 @@ async def live() -> dict[str, Literal["ok"]]:
 
 
 @router.get("/health/ready", tags=["health"], responses={503: {"model": Readiness}})
-@router.get("/health", tags=["health"], responses={503: {"model": Readiness}})
+@router.get("/health", include_in_schema=False)
 async def ready(request: Request, response: Response) -> Readiness:
     """Whether requests can be served: PostgreSQL answers and is migrated. Without Redis, jobs are accepted as well."""
     state = request.app.state
@@ -147,41 +149,47 @@ def _migrations(revision: str | None) -> str:
 
 async def _check_postgres(state: Any) -> tuple[str, str | None]:
     """The schema's revision, empty if there is none, None if PostgreSQL doesn't answer."""
+    query = state.query("SELECT max(version_num) AS revision FROM alembic_version", {})
     try:
-        [there] = await within(state.query("SELECT to_regclass('alembic_version') AS name", {}), HEALTH_SECONDS)
-        if there["name"] is None:
-            return "postgres", ""
-        [row] = await within(state.query("SELECT max(version_num) AS head FROM alembic_version", {}), HEALTH_SECONDS)
-    except (*CONNECTION_LOST, TimeoutError):
+        [row] = await within(query, seconds=HEALTH_SECONDS)
+    except UndefinedTable:
+        return "postgres", ""
+    except (*CONNECTION_LOST, Problem):
         return "postgres", None
-    return "postgres", row["head"] or ""
+    return "postgres", row["revision"] or ""
 
 
 async def _check_redis(state: Any) -> tuple[str, str]:
     if state.redis is None:
         return "redis", "ok"
     try:
-        await within(state.redis.ping(), HEALTH_SECONDS)
-    except (*REDIS_ERRORS, TimeoutError):
+        await within(state.redis.ping(), part="Redis", seconds=HEALTH_SECONDS)
+    except (*REDIS_ERRORS, Problem):
         return "redis", "unavailable"
     return "redis", "ok"
 
 
 async def _check_storage(state: Any) -> tuple[str, str]:
     try:
-        await within(state.files.check(), HEALTH_SECONDS)
+        await within(state.files.check(), part="The storage of files", seconds=HEALTH_SECONDS)
     except Exception:  # noqa: BLE001
         # Whatever the storage's library raises; its text may contain credentials.
         return "storage", "unavailable"
     return "storage", "ok"
 
 
-@router.get("/metrics", tags=["operations"], dependencies=[Depends(key_name)], response_class=Response)
+@router.get(
+    "/metrics",
+    tags=["operations"],
+    dependencies=[Depends(key_name)],
+    response_class=PlainTextResponse,
+    responses=responses(401),
+)
 async def metrics(request: Request) -> Response:
     """For Prometheus: queues as PostgreSQL and Redis have them, and this process's HTTP numbers."""
     try:
         found = await _queues(request.app.state)
-    except (*CONNECTION_LOST, TimeoutError):
+    except (*CONNECTION_LOST, Problem):
         found = []  # Prometheus shows a gap, and the HTTP numbers still come
 
     jobs = GaugeMetricFamily("jobstack_jobs", "Jobs that are not over", labels=["queue", "status"])

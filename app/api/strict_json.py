@@ -1,46 +1,46 @@
-"""Reading request bodies: JSON as RFC 8259 has it, within what PostgreSQL can store."""
+"""Request bodies: JSON as RFC 8259 has it, within what PostgreSQL can store."""
 
 import json
 import math
+from collections import Counter
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+
+from app.api.auth import authenticate
 from app.api.errors import Problem
 
 _LARGEST = 2**63 - 1
+_EXACT = 2**53
+# Pydantic and PostgreSQL give up at depths of their own, and Python's parser at another one in each version.
+_MOST_LEVELS = 100
 
 
-def _refuse(detail: str, status: int = 422) -> NoReturn:
-    raise Problem(status, "unusable-json", "The JSON cannot be used", detail)
+class JsonRoute(APIRoute):
+    """A route that asks for the key first and then reads its body, if it has one, by `loads`."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def handler(request: Request) -> Response:
+            await authenticate(request)
+            # Also what keeps other sites' pages away from an API without keys: browsers ask before they send JSON.
+            if self.body_field and not _says_json(request.headers.get("content-type", "")):
+                raise Problem(415, "not-json", "Send the body as JSON, with the header Content-Type: application/json")
+            return await handle(_JsonRequest(request.scope, request.receive))
+
+        return handler
 
 
-def _constant(name: str) -> NoReturn:
-    _refuse(f"{name} is not JSON; leave the value out or send null.")
+class _JsonRequest(Request):
+    async def json(self) -> Any:
+        return loads(await self.body())
 
 
-def _integer(text: str) -> int:
-    # Other languages read a larger one as a rounded float: two programs would see two values.
-    if len(text) > 20 or not -_LARGEST - 1 <= (value := int(text)) <= _LARGEST:
-        _refuse("An integer does not fit into 64 bits; send it as a string.")
-    return value
-
-
-def _float(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        _refuse("A number is larger than a 64-bit float can hold.")
-    return value
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))  # type: ignore[func-returns-value]
-        _refuse(f"The key {twice[:100]!r} stands twice in one object; only one of them can be meant.")
-    return found
-
-
-_decoder = json.JSONDecoder(parse_constant=_constant, parse_int=_integer, parse_float=_float, object_pairs_hook=_object)
+def _says_json(content_type: str) -> bool:
+    return content_type.partition(";")[0].strip().lower() == "application/json"
 
 
 def loads(body: bytes) -> Any:
@@ -57,26 +57,73 @@ def loads(body: bytes) -> Any:
     try:
         value = _decoder.decode(text)
     except json.JSONDecodeError as error:
-        _refuse(f"{error.msg} at line {error.lineno}, column {error.colno}.", 400)
+        _refuse(f"The body is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.", 400)
     except RecursionError:
-        _refuse("The JSON is nested too deep; a thousand levels is more than anybody needs.", 400)
-    # Only escapes can bring these in: raw ones are no valid JSON or no valid UTF-8.
-    if "\\u" in text:
-        _check_strings(value)
+        _refuse_depth()
+    # Only escapes can bring in bad characters: raw ones are no valid JSON or no valid UTF-8.
+    if "\\u" in text or text.count("[") + text.count("{") > _MOST_LEVELS:
+        _check(value)
     return value
 
 
-def _check_strings(value: Any) -> None:
-    waiting = [value]
-    while waiting:
-        item = waiting.pop()
-        if isinstance(item, str):
-            if "\x00" in item:
-                _refuse("A string contains the character U+0000, which PostgreSQL cannot store.")
-            if any("\ud800" <= character <= "\udfff" for character in item):
-                _refuse("A string contains half of a surrogate pair, which is no character.")
-        elif isinstance(item, dict):
-            waiting.extend(item)
-            waiting.extend(item.values())
-        elif isinstance(item, list):
-            waiting.extend(item)
+def _check(value: Any) -> None:
+    level, depth = [value], 0
+    while level:
+        below: list[Any] = []
+        for item in level:
+            if isinstance(item, str):
+                _check_text(item)
+            elif isinstance(item, dict):
+                below += [*item, *item.values()]
+            elif isinstance(item, list):
+                below += item
+        level, depth = below, depth + 1
+        if depth > _MOST_LEVELS:
+            _refuse_depth()
+
+
+def _check_text(text: str) -> None:
+    if "\x00" in text:
+        _refuse("A string contains the character U+0000, which PostgreSQL cannot store; leave it out.")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        _refuse("A string contains half of a surrogate pair, which is no character; send both halves, or none.")
+
+
+def _refuse(detail: str, status: int = 422) -> NoReturn:
+    raise Problem(status, "unusable-json", detail)
+
+
+def _refuse_depth() -> NoReturn:
+    _refuse(f"The JSON is nested more than {_MOST_LEVELS} levels deep; send it flatter, as a string or as a file.")
+
+
+def _constant(name: str) -> NoReturn:
+    _refuse(f"{name} is not JSON; leave the value out or send null.", 400)
+
+
+def _integer(text: str) -> int:
+    # Other languages read a larger one as a rounded float: two programs would see two values.
+    if len(text) > 20 or not -_LARGEST - 1 <= (value := int(text)) <= _LARGEST:
+        _refuse("An integer does not fit into 64 bits; send it as a string.")
+    return value
+
+
+def _float(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        _refuse("A number is larger than a 64-bit float can hold; send it as a string.")
+    # JSON and JSON Schema know one sort of number: 5.0 is an integer too, and some languages write it so.
+    return int(value) if value.is_integer() and abs(value) < _EXACT else value
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        [(twice, _)] = Counter(key for key, _ in pairs).most_common(1)
+        _refuse(f"The key {twice[:100]!r} stands twice in one object; only one of them can be meant.")
+    return found
+
+
+_decoder = json.JSONDecoder(parse_constant=_constant, parse_int=_integer, parse_float=_float, object_pairs_hook=_object)

@@ -5,17 +5,17 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi import Request
-from python_multipart.exceptions import MultipartParseError
+from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from app.api.errors import Problem
+from app.api.errors import Problem, too_large
 
 LONGEST_NAME = 255
 CONTENT_TYPE = re.compile(r"[A-Za-z0-9!#$&^_.+-]{1,64}/[A-Za-z0-9!#$&^_.+-]{1,64}")
 
 
 def _malformed(detail: str) -> Problem:
-    return Problem(422, "malformed-upload", "The upload cannot be read", detail)
+    return Problem(422, "malformed-upload", detail)
 
 
 def _checked_name(raw: bytes) -> str:
@@ -37,12 +37,7 @@ class Upload:
     def __init__(self, request: Request, limit: int) -> None:
         content_type, options = parse_options_header(request.headers.get("content-type"))
         if content_type != b"multipart/form-data":
-            raise Problem(
-                415,
-                "not-multipart",
-                "The content type does not fit",
-                "Send multipart/form-data with a field named file.",
-            )
+            raise Problem(415, "not-multipart", "Send multipart/form-data with a field named file.")
         boundary = options.get(b"boundary")
         if not boundary:
             raise _malformed("The Content-Type header has no boundary.")
@@ -64,7 +59,10 @@ class Upload:
             "on_part_end": self._part_end,
             "on_end": self._end,
         }
-        self._parser = MultipartParser(boundary, callbacks)
+        try:
+            self._parser = MultipartParser(boundary, callbacks)
+        except FormParserError as error:
+            raise _malformed(f"The Content-Type header is malformed: {error}") from None
 
     async def start(self) -> None:
         """Reads up to the file's head, so that `name` and `content_type` are known.
@@ -84,12 +82,7 @@ class Upload:
             for piece in pieces:
                 size += len(piece)
                 if size > self._limit:
-                    raise Problem(
-                        413,
-                        "too-large",
-                        "The file is too large",
-                        f"A file may have {self._limit} bytes at most.",
-                    )
+                    raise too_large("A file", self._limit)
                 yield piece
             if not self._pieces and not await self._feed():
                 break
@@ -104,7 +97,7 @@ class Upload:
         if chunk:
             try:
                 self._parser.write(chunk)
-            except MultipartParseError as error:
+            except FormParserError as error:
                 raise _malformed(f"The multipart body is malformed: {error}") from None
         return True
 

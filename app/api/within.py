@@ -4,26 +4,28 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
+from app.api.errors import away
+
 T = TypeVar("T")
 
 # With the pool's own limit the API answers, or says 503, in under five seconds.
 SECONDS = 4.0
 
 
-async def within(work: Coroutine[Any, Any, T], seconds: float = SECONDS) -> T:
-    """The result of `work`.
+async def within(work: Coroutine[Any, Any, T], *, part: str = "PostgreSQL", seconds: float = SECONDS) -> T:
+    """The result of `work`, or what it raises.
 
     asyncio.timeout() would cancel and then wait for psycopg to cancel the statement at a server that is frozen. Here
     the answer does not wait; the work is cancelled and ends by itself. A client that goes away cancels only
     its own wait.
 
     Raises:
-        TimeoutError: and whatever `work` raises.
+        Problem: 503, `part` did not answer in time.
     """
     task = asyncio.ensure_future(work)
     done, _ = await asyncio.wait({task}, timeout=seconds)
     if not done:
         task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         task.cancel()
-        raise TimeoutError(f"no answer within {seconds:g} s")
+        raise away(part, f"no answer within {seconds:g} s")
     return task.result()

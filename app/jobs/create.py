@@ -1,8 +1,8 @@
 """From validated requests to committed rows, and nothing else before the answer: Redis is not waited for."""
 
 import hashlib
+import json
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
 import psycopg
@@ -12,7 +12,7 @@ from uuid_utils.compat import uuid7
 from app.jobs import statements
 from app.jobs.kinds import all_kinds
 from app.jobs.publisher import Publisher
-from app.jobs.requests import NewJob
+from app.jobs.requests import JobRequest, NewJob
 from app.queues import QUEUE_OF_PRIORITY
 
 Connection = psycopg.AsyncConnection[DictRow]
@@ -34,11 +34,11 @@ class KeyReusedError(Exception):
         self.key = key
 
 
-def new_job(request: Any, idempotency_key: str | None) -> NewJob:
+def new_job(request: JobRequest, idempotency_key: str | None) -> NewJob:
     """A request model of `requests.request_type` as a row to be."""
     kind = all_kinds()[request.kind]
     priority = request.priority or kind.priority
-    return NewJob.model_construct(
+    return NewJob(
         id=uuid7(),
         kind=kind.name,
         priority=priority,
@@ -48,13 +48,14 @@ def new_job(request: Any, idempotency_key: str | None) -> NewJob:
         run_at=request.run_at,
         file_ids=list(dict.fromkeys(kind.file_ids(request.payload))),
         idempotency_key=idempotency_key,
-        # The validated body, so that spelling and order of fields make no difference.
         request_hash=_hash(request) if idempotency_key else None,
     )
 
 
-def _hash(request: Any) -> bytes:
-    return hashlib.sha256(request.model_dump_json(exclude={"idempotency_key"}).encode()).digest()
+def _hash(request: JobRequest) -> bytes:
+    """Of the validated body, so that spelling, defaults and the order of fields make no difference."""
+    body = request.model_dump(mode="json", exclude={"idempotency_key"})
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()
 
 
 async def create(
@@ -79,7 +80,7 @@ async def create(
             async with connection.transaction():
                 made, rows = await _insert(connection, publisher, jobs, api_key, request_id)
     except psycopg.errors.ForeignKeyViolation:
-        file_ids = [file_id for job in jobs for file_id in job.file_ids]
+        file_ids = list(dict.fromkeys(file_id for job in jobs for file_id in job.file_ids))
         cursor = await connection.execute(statements.MISSING_FILES, {"file_ids": file_ids})
         raise UnknownFilesError([row["id"] for row in await cursor.fetchall()]) from None
     publisher.submit([row for row in made if row["published_at"] is not None])
@@ -109,19 +110,19 @@ async def _insert(
         "api_key": api_key,
         "request_id": request_id,
     }
-    # A second round is needed only if a winner's row was deleted (or rolled back) between the two statements.
-    for _ in range(3):
-        made = await (await connection.execute(statements.CREATE, params)).fetchall()
-        by_id = {row["id"]: row for row in made}
-        if len(made) == len(jobs):
-            return made, [by_id[job.id] for job in jobs]
-        cursor = await connection.execute(statements.FIND_BY_KEYS, {"api_key": api_key, "idempotency_keys": keys})
-        winners = {row["idempotency_key"]: row for row in await cursor.fetchall()}
-        for job in jobs:
-            winner = winners.get(job.idempotency_key)
-            if winner is not None and bytes(winner["request_hash"]) != job.request_hash:
-                raise KeyReusedError(str(job.idempotency_key))
-        rows = [by_id.get(job.id) or winners.get(job.idempotency_key) for job in jobs]
-        if all(rows):
-            return made, [row for row in rows if row]
-    raise psycopg.OperationalError("the same idempotency keys are being made and deleted at once")
+    made = await (await connection.execute(statements.CREATE, params)).fetchall()
+    by_id = {row["id"]: row for row in made}
+    if len(made) == len(jobs):
+        return made, [by_id[job.id] for job in jobs]
+    cursor = await connection.execute(statements.FIND_BY_KEYS, {"api_key": api_key, "idempotency_keys": keys})
+    winners = {row["idempotency_key"]: row for row in await cursor.fetchall()}
+    for job in jobs:
+        if job.id in by_id:
+            continue
+        winner = winners.get(job.idempotency_key)
+        if winner is None:  # clean-up deleted it between the two statements
+            raise psycopg.OperationalError(f"the job of the key {job.idempotency_key!r} has just been deleted")
+        if bytes(winner["request_hash"]) != job.request_hash:
+            raise KeyReusedError(str(job.idempotency_key))
+        by_id[job.id] = winner
+    return made, [by_id[job.id] for job in jobs]

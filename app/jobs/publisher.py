@@ -32,6 +32,7 @@ class Publisher:
         self._away_until = 0.0
         self._ask_dispatch = False
         self._asked_at = 0.0
+        self._stopped = False
 
     def open_queues(self, count: int) -> list[str]:
         """Queues whose window has room for `count` messages, as far as this process knows."""
@@ -61,30 +62,39 @@ class Publisher:
             self._wanted.set()
 
     async def run(self) -> None:
-        """Until cancelled; what waits then is sent first if Redis answers."""
-        while True:
+        """Until `stop`; what waits then is sent first if Redis answers."""
+        while not self._stopped:
             await self._wanted.wait()
             self._wanted.clear()
-            await self.flush()
+            await self._flush()
+        await self._flush()
 
-    async def flush(self) -> None:
+    def stop(self) -> None:
+        self._stopped = True
+        self._wanted.set()
+
+    async def _flush(self) -> None:
         batch, self._waiting = self._waiting, []
         ask, self._ask_dispatch = self._ask_dispatch, False
         if self._client is None or not (batch or ask):
             return
-        queues = messages.by_queue(batch, self._settings)
-        pipeline = self._client.pipeline(transaction=False)
-        for queue, waiting in queues.items():
-            pipeline.lpush(queue, *waiting)
-        if ask:
-            pipeline.lpush(MAINTENANCE, messages.maintenance_message("enqueue_pending_jobs"))
         try:
-            lengths: Sequence[int] = await pipeline.execute()
+            await self._send(self._client, batch, ask=ask)
         except messages.REDIS_ERRORS as error:
             # It may have arrived all the same: harmless. Until Redis is looked at again, rows go in unpublished, so
             # that dispatch finds them at once and not after repair's patience.
             self._away_until = time.monotonic() + FRESH_SECONDS
             log.warning("publish_failed", jobs=len(batch), error=str(error), note="dispatch sends them later")
-            return
+        except Exception:  # a mistake of ours must not end all publishing
+            log.exception("publish_failed", jobs=len(batch))
+
+    async def _send(self, client: redis.asyncio.Redis, batch: list[messages.Address], *, ask: bool) -> None:
+        queues = messages.by_queue(batch, self._settings)
+        pipeline = client.pipeline(transaction=False)
+        for queue, waiting in queues.items():
+            pipeline.lpush(queue, *waiting)
+        if ask:
+            pipeline.lpush(MAINTENANCE, messages.maintenance_message("enqueue_pending_jobs"))
+        lengths: Sequence[int] = await pipeline.execute()
         now = time.monotonic()
         self._lengths.update({queue: (length, now) for queue, length in zip(queues, lengths, strict=False)})

@@ -1,13 +1,15 @@
 """What a client may ask for, and what it gets: the models of the jobs API."""
 
+import re
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import cache
 from typing import Annotated, Any, Literal, Union
 from uuid import UUID
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field, create_model
+from pydantic import AfterValidator, AwareDatetime, BaseModel, BeforeValidator, Field, WithJsonSchema, create_model
 
-from app.jobs.kind import Kind, Model
+from app.jobs.kind import Model
 from app.jobs.kinds import all_kinds
 from app.queues import Priority
 
@@ -15,7 +17,8 @@ Status = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 MOST_IN_BATCH = 1000
 LONGEST_DELAY = timedelta(days=366)
 # Printable ASCII. A space is printable, but one at an end would be cut off by HTTP.
-IDEMPOTENCY_KEY_PATTERN = r"^[\x21-\x7e]([\x20-\x7e]*[\x21-\x7e])?$"
+KEY_PATTERN = "^[!-~]+( +[!-~]+)*$"
+LONGEST_KEY = 255
 
 
 def _text_only(value: object) -> object:
@@ -27,9 +30,18 @@ def _text_only(value: object) -> object:
 def _at_most_a_year(value: datetime | None) -> datetime | None:
     if value is not None and value > datetime.now(UTC) + LONGEST_DELAY:
         raise ValueError("run_at may be at most a year ahead")
-    # Past means now. Dates before that are dropped here, since some of them have no UTC equivalent.
-    return None if value is not None and value.year < 2000 else value
+    # Past means now. The far past is dropped here, since some of it has no UTC equivalent.
+    return None if value is None or value.year < 2000 else value.astimezone(UTC)
 
+
+def _is_key(value: str) -> str:
+    if len(value) > LONGEST_KEY or not re.fullmatch(KEY_PATTERN, value):
+        raise ValueError(f"use 1 to {LONGEST_KEY} printable ASCII characters, with no space at either end")
+    return value
+
+
+_KEY_SCHEMA = {"type": "string", "minLength": 1, "maxLength": LONGEST_KEY, "pattern": KEY_PATTERN}
+IdempotencyKey = Annotated[str, AfterValidator(_is_key), WithJsonSchema(_KEY_SCHEMA)]
 
 RunAt = Annotated[
     AwareDatetime | None,
@@ -39,22 +51,18 @@ RunAt = Annotated[
 ]
 
 
-class JobOptions(Model):
-    """What every kind of job can be told."""
+class JobRequest(Model):
+    """The common shape of the models that `request_type` makes, one a kind."""
 
+    kind: str
+    payload: Any
     priority: Priority | None = Field(None, description="Decides the queue; the kind's own if left out.")
     run_at: RunAt = None
     max_attempts: int | None = Field(None, ge=1, le=25, description="Runs in all, retries included.")
 
 
-class JobRequest(JobOptions):
-    """The common shape of the models that `request_models` makes, one a kind."""
-
-    kind: str
-    payload: Any
-
-
-class NewJob(BaseModel):
+@dataclass(frozen=True)
+class NewJob:
     """A validated request on its way into the table."""
 
     id: UUID
@@ -114,8 +122,15 @@ def shown(row: dict[str, Any]) -> Job:
     return Job.model_validate({**row, "payload": payload})
 
 
-def _model_name(kind: Kind) -> str:
-    return "".join(part.capitalize() for part in kind.name.split("_"))
+def _title(name: str) -> str:
+    return "".join(map(str.capitalize, name.split("_")))
+
+
+@cache
+def _payload_type(name: str) -> type[Model]:
+    """A kind's payload under a name of its own, since generated clients name their types by it."""
+    base = all_kinds()[name].payload
+    return create_model(f"{_title(name)}Payload", __base__=base, __doc__=base.__doc__)
 
 
 @cache
@@ -124,23 +139,11 @@ def request_type(names: tuple[str, ...], *, in_batch: bool = False) -> Any:
     models = []
     for name in names:
         kind = all_kinds()[name]
-        fields: dict[str, Any] = {
-            "kind": (Literal[name], ...),
-            "payload": (kind.payload, ...),
-        }
+        fields: dict[str, Any] = {"kind": (Literal[name], ...), "payload": (_payload_type(name), ...)}
         if in_batch:
-            fields["idempotency_key"] = (
-                Annotated[str | None, Field(min_length=1, max_length=255, pattern=IDEMPOTENCY_KEY_PATTERN)],
-                None,
-            )
-        models.append(
-            create_model(
-                f"{_model_name(kind)}{'BatchItem' if in_batch else 'Job'}",
-                __base__=JobOptions,
-                __doc__=kind.description,
-                **fields,
-            )
-        )
+            fields["idempotency_key"] = (IdempotencyKey | None, None)
+        title = _title(name) + ("BatchItem" if in_batch else "Job")
+        models.append(create_model(title, __base__=JobRequest, __doc__=kind.description, **fields))
     if len(models) == 1:
         return models[0]
     return Annotated[Union[tuple(models)], Field(discriminator="kind")]  # noqa: UP007 - a union made at run time
@@ -148,8 +151,6 @@ def request_type(names: tuple[str, ...], *, in_batch: bool = False) -> Any:
 
 def batch_type(names: tuple[str, ...]) -> Any:
     """The body of a batch call."""
-    items = list[request_type(names, in_batch=True)]  # type: ignore[misc]
-    limits = Field(min_length=1, max_length=MOST_IN_BATCH)
-    return create_model(
-        "JobBatch", __base__=Model, __doc__="All of them are created, or none.", jobs=(Annotated[items, limits], ...)
-    )
+    item = request_type(names, in_batch=True)
+    jobs: Any = Annotated[list[item], Field(min_length=1, max_length=MOST_IN_BATCH)]  # type: ignore[valid-type]
+    return create_model("JobBatch", __base__=Model, __doc__="All of them are created, or none.", jobs=(jobs, ...))
