@@ -3,8 +3,10 @@
 A file is written once and never changed. Its path in the storage is its id: what a user called it is only a label.
 """
 
+import asyncio
 import hashlib
 import io
+import tempfile
 from collections.abc import AsyncIterable, AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -118,7 +120,12 @@ class FileStore:
             return
 
     async def check(self) -> None:
-        """Raises if the storage can't be reached."""
+        """Raises if the storage can't be reached, or if a folder can't be written to."""
+        if isinstance(self._store, LocalStore):
+            # A missing folder would be an empty list.
+            folder = self._store.prefix
+            await asyncio.to_thread(lambda: tempfile.TemporaryFile(dir=folder).close())
+            return
         async for _ in obstore.list(self._store, chunk_size=1):
             return
 
