@@ -25,6 +25,7 @@ class Payload(Model):
     headers: dict[HeaderName, HeaderValue] = Field(
         default={},
         max_length=50,
+        json_schema_extra={"additionalProperties": False},  # other names than the pattern's
         description="Further headers; `Authorization` is never shown again. Not `Host`, `Content-*`, "
         "`Transfer-Encoding`, `Connection` or `Idempotency-Key`: those are set here.",
     )
