@@ -1,5 +1,6 @@
 """The one Celery configuration: workers, beat, Flower and scripts all import it. docs/celery.md has the evidence."""
 
+import logging
 from typing import Any
 
 from celery import Celery
@@ -83,6 +84,17 @@ def _setup_logging(**_: object) -> None:
     # It says when a child was killed, and by itself prints past the one pipe.
     if logger := get_multiprocessing_logger():
         logger.propagate = True
+        logger.setLevel(logging.WARNING)
+    logging.getLogger("celery.worker.consumer.consumer").addFilter(_without_traceback)
+    # At every lost connection Celery explains a setting that is decided above.
+    logging.getLogger("py.warnings").addFilter(lambda record: "CPendingDeprecation" not in record.getMessage())
+
+
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """A lost connection to Redis is foreseen, and the next line says why there is none."""
+    if record.levelno == logging.WARNING:
+        record.exc_info = None
+    return True
 
 
 # No `include`: Flower and beat would import it too, and their images have neither the tasks nor their libraries.

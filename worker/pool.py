@@ -1,4 +1,4 @@
-"""Celery's prefork pool, which notices the end of a child at once."""
+"""Celery's prefork pool, mended in two places."""
 
 import time
 from typing import Any
@@ -9,6 +9,9 @@ PATIENCE_SECONDS = 0.2
 
 
 class Pool(asynpool.AsynPool):
+    _busy_workers: set[int]  # the pipes of children at work
+    _fileno_to_inq: dict[int, Any]
+
     def _event_process_exit(self, hub: Any, proc: Any) -> None:
         # The pipe that tells of a child's end closes a moment before the kernel lets the parent have the child. Celery
         # looks once, sees a living child every other time, and looks again after five seconds: until then the job of a
@@ -17,6 +20,13 @@ class Pool(asynpool.AsynPool):
         while proc.exitcode is None and time.monotonic() < end:
             time.sleep(0.001)
         super()._event_process_exit(hub, proc)  # type: ignore[misc]
+
+    def flush(self) -> None:
+        # Called when the connection to Redis is lost. Celery forgets which children are at work, and hands the next
+        # message to one of them: it waits for that job's end, maybe for an hour, with idle children beside it.
+        busy = {fd: self._fileno_to_inq.get(fd) for fd in self._busy_workers}
+        super().flush()
+        self._busy_workers.update(fd for fd, child in busy.items() if child and self._fileno_to_inq.get(fd) is child)
 
 
 class TaskPool(prefork.TaskPool):

@@ -1,0 +1,56 @@
+"""Redis restarts without its data under a worker that nobody restarts."""
+
+from collections.abc import Callable
+from functools import partial
+
+from app.database import Database
+from app.jobs.dispatch import dispatch
+from app.settings import Settings
+from tests.integration.conftest import QUICK, Cancel, Jobs, log_lines
+from tests.processes import Process
+from tests.servers import Redis
+from tests.waiting import until
+
+
+def test_a_worker_goes_on_with_all_its_children(
+    start: Callable[..., Process],
+    jobs: Jobs,
+    redis: Redis,
+    database: Database,
+    settings: Settings,
+    cancel: Cancel,
+) -> None:
+    """Twice, with a job at work and a child to spare: the moment that Celery 5.7.0 does not survive, and after which
+    5.6.3 gives the next message to the child that is at work (see `worker/pool.py`)."""
+    worker = start("worker", **QUICK)
+
+    def noticed(times: int) -> bool:
+        return worker.log.count("Cannot connect to redis://") >= times
+
+    long = jobs.start("sleep", {"seconds": 120, "steps": 1000})
+    jobs.running(long)
+    for times in (1, 2):
+        waiting = jobs.insert()
+        redis.stop()
+        until(partial(noticed, times), "the worker has noticed")
+        redis.start()
+        dispatch(database, redis.client, settings)
+        job = jobs.finished(waiting, seconds=20)
+        assert (job["status"], job["attempt"]) == ("succeeded", 1)
+        job = jobs.get(long)
+        assert (job["status"], job["attempt"]) == ("running", 1)
+    cancel(long)
+    assert jobs.finished(long)["status"] == "cancelled"
+    # Both children take jobs again.
+    pair = [jobs.start("sleep", {"seconds": 120, "steps": 1000}) for _ in range(2)]
+    for job_id in pair:
+        jobs.running(job_id)
+    cancel(*pair)
+    for job_id in pair:
+        jobs.finished(job_id)
+    assert worker.process.poll() is None
+    until(lambda: not redis.client.hlen("unacked"), "no message is left")
+    lines = log_lines(worker)
+    assert not [line for line in lines if "exception" in line or line.get("logger") == "py.warnings"], worker.log
+    assert len([line for line in lines if "Connection to broker lost" in line["message"]]) == 2
+    assert "secret" not in worker.log
