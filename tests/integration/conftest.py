@@ -7,7 +7,6 @@ from types import SimpleNamespace
 from typing import Any
 from uuid import UUID
 
-import psycopg
 import pytest
 from psycopg.rows import DictRow
 
@@ -29,16 +28,14 @@ FINAL = ("succeeded", "failed", "cancelled")
 class Jobs:
     """Jobs put in by SQL and messages put in by hand: a worker has no need of an API."""
 
-    def __init__(
-        self,
-        db: psycopg.Connection[DictRow],
-        insert: Callable[..., UUID],
-        get: Callable[[UUID], DictRow],
-        redis: Redis,
-        settings: Settings,
-    ) -> None:
-        self._db, self._redis, self._settings = db, redis, settings
-        self.insert, self.get = insert, get
+    def __init__(self, database: Database, insert: Callable[..., UUID], redis: Redis, settings: Settings) -> None:
+        self._database, self._redis, self._settings = database, redis, settings
+        self.insert = insert
+
+    def get(self, job_id: UUID) -> DictRow:
+        """The job's whole row."""
+        [row] = self._database.run("SELECT * FROM jobs WHERE id = %(id)s", {"id": job_id})
+        return row
 
     def start(self, kind: str = "sleep", payload: dict[str, Any] | None = None, **columns: Any) -> UUID:
         """A queued job and its message."""
@@ -48,7 +45,10 @@ class Jobs:
 
     def send(self, *job_ids: UUID) -> None:
         """A message for each, in this order."""
-        for row in map(self.get, job_ids):
+        self.send_rows(*map(self.get, job_ids))
+
+    def send_rows(self, *rows: DictRow) -> None:
+        for row in rows:
             address = messages.Address(row["id"], row["kind"], row["queue"])
             self._redis.client.lpush(row["queue"], messages.job_message(address, self._settings))
 
@@ -75,18 +75,12 @@ class Jobs:
 
     def attempts(self, job_id: UUID) -> list[DictRow]:
         """The unsuccessful ones, oldest first."""
-        return self._db.execute("SELECT * FROM job_attempts WHERE job_id = %s ORDER BY id", [job_id]).fetchall()
+        return self._database.run("SELECT * FROM job_attempts WHERE job_id = %(id)s ORDER BY id", {"id": job_id})
 
 
 @pytest.fixture
-def jobs(
-    db: psycopg.Connection[DictRow],
-    insert_job: Callable[..., UUID],
-    get_job: Callable[[UUID], DictRow],
-    redis: Redis,
-    settings: Settings,
-) -> Jobs:
-    return Jobs(db, insert_job, get_job, redis, settings)
+def jobs(database: Database, insert_job: Callable[..., UUID], redis: Redis, settings: Settings) -> Jobs:
+    return Jobs(database, insert_job, redis, settings)
 
 
 # Everything that takes seconds in production, shorter. Not shorter still: a busy machine must not lose leases.
