@@ -246,8 +246,9 @@ WITH room AS (
         ORDER BY d.run_at, d.id LIMIT GREATEST(room.free, 0) FOR UPDATE SKIP LOCKED
     ) AS due
 )
-UPDATE jobs SET published_at = now() FROM picked WHERE jobs.id = picked.id AND jobs.status = 'queued'
-RETURNING jobs.id, jobs.kind, jobs.queue, jobs.run_at
+-- An array and not a join: the planner can't know how few rows these are, and would read the whole table for them.
+UPDATE jobs SET published_at = now() WHERE id = ANY(ARRAY(SELECT id FROM picked)) AND status = 'queued'
+RETURNING id, kind, queue, run_at
 """
 
 # Rows whose message was sent a while ago and should be in the queue's list, or with a worker that claims it any moment.

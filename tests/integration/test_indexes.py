@@ -38,7 +38,7 @@ def million(environment: object) -> Iterator[Connection]:
             """
             INSERT INTO jobs (id, kind, status, priority, queue, payload, max_attempts, attempt, run_at, created_at,
                               published_at, lease_token, lease_expires_at, finished_at, result, error)
-            SELECT gen_random_uuid(), (ARRAY['sleep', 'webhook', 'thumbnail'])[1 + n %% 3], status, 'default',
+            SELECT gen_random_uuid(), CASE WHEN n %% 100 = 0 THEN 'webhook' ELSE 'sleep' END, status, 'default',
                    (ARRAY['high_priority', 'default', 'low_priority'])[1 + n / 10 %% 3], '{}', 4, 1,
                    moment, moment, CASE WHEN status = 'queued' AND n %% 310 = 1 THEN moment END,
                    CASE WHEN status <> 'queued' THEN gen_random_uuid() END,

@@ -388,7 +388,7 @@ def test_a_server_that_does_not_read_is_left(
     server.replies = [reply]
     began = time.monotonic()
     job = run_kind("webhook", {"url": server.url, "body": "x" * 20_000_000})
-    assert time.monotonic() - began < 4
+    assert time.monotonic() - began < 20
     assert job["status"] == "queued"
     assert "did not answer in time" in job["error"]["message"]
 
