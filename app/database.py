@@ -3,6 +3,7 @@
 Time limits are everywhere, since a database that is gone must not take anybody with it.
 """
 
+import select
 import threading
 from collections.abc import Mapping
 from typing import Any
@@ -111,6 +112,15 @@ def open_pool(settings: Settings) -> AsyncConnectionPool[psycopg.AsyncConnection
         timeout=2,
         max_waiting=500,
         reconnect_timeout=0,
+        check=_check,
         kwargs={"autocommit": True, "row_factory": dict_row},
         open=False,
     )
+
+
+async def _check(connection: psycopg.AsyncConnection[Any]) -> None:
+    """Costs no round trip: an idle server says nothing, so if there is something to read, it is most likely the end."""
+    poll = select.poll()
+    poll.register(connection.fileno(), select.POLLIN)
+    if poll.poll(0):
+        await AsyncConnectionPool.check_connection(connection)
