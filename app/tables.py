@@ -82,7 +82,8 @@ for name, columns, where in (
     ("jobs_running", ("queue",), "status = 'running'"),
     ("jobs_newest", ("created_at", "id"), None),
     ("jobs_newest_of_kind", ("kind", "created_at", "id"), None),
-    ("jobs_newest_unsuccessful", ("status", "created_at", "id"), "status IN ('failed', 'cancelled')"),
+    ("jobs_newest_of_status", ("status", "created_at", "id"), None),
+    ("jobs_newest_of_queue", ("queue", "created_at", "id"), None),
     ("jobs_idempotency_key", ("api_key", "idempotency_key"), "idempotency_key IS NOT NULL"),
 ):
     Index(

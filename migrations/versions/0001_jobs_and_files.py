@@ -71,10 +71,11 @@ CREATE INDEX jobs_due ON jobs (queue, run_at, id) WHERE status = 'queued' AND pu
 CREATE INDEX jobs_published ON jobs (queue, published_at) WHERE status = 'queued' AND published_at IS NOT NULL;
 -- Rescue and counts. On the queue, not on the lease's end: so a heartbeat changes no indexed column.
 CREATE INDEX jobs_running ON jobs (queue) WHERE status = 'running';
--- Lists, newest first: everything, one kind, and the finished states that are rare and looked for.
+-- Lists, newest first: everything, and one for each filter, since what a filter looks for may be rare and old.
 CREATE INDEX jobs_newest ON jobs (created_at, id);
 CREATE INDEX jobs_newest_of_kind ON jobs (kind, created_at, id);
-CREATE INDEX jobs_newest_unsuccessful ON jobs (status, created_at, id) WHERE status IN ('failed', 'cancelled');
+CREATE INDEX jobs_newest_of_status ON jobs (status, created_at, id);
+CREATE INDEX jobs_newest_of_queue ON jobs (queue, created_at, id);
 CREATE UNIQUE INDEX jobs_idempotency_key ON jobs (api_key, idempotency_key) WHERE idempotency_key IS NOT NULL;
 
 CREATE TABLE job_steps (
