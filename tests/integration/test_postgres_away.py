@@ -49,8 +49,9 @@ def test_a_restart(
         assert (job["status"], job["attempt"]) == ("succeeded", 1)
         assert jobs.attempts(job_id) == []
     assert rescue(database, quick, published=True) == []
-    # A line for the outage and one for its end, from each child that was at work; no traceback.
-    assert len(events(worker, "heartbeats_fail")) == len(events(worker, "heartbeats_work_again")) <= 2
+    # A line for the outage and one for its end, from each child that was at work (one that ends its job first may have
+    # nothing to renew by then); no traceback.
+    assert 1 <= len(events(worker, "heartbeats_work_again")) <= len(events(worker, "heartbeats_fail")) <= 2
     assert not [line for line in log_lines(worker) if "exception" in line], worker.log
 
 
