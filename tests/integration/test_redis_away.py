@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from app.database import Database
+from app.jobs import messages
 from app.jobs.dispatch import dispatch
 from app.settings import Settings
 from tests.integration.conftest import QUICK, Cancel, Jobs, log_lines
@@ -54,3 +55,18 @@ def test_a_worker_goes_on_with_all_its_children(
     assert not [line for line in lines if "exception" in line or line.get("logger") == "py.warnings"], worker.log
     assert len([line for line in lines if "Connection to broker lost" in line["message"]]) == 2
     assert "secret" not in worker.log
+
+
+def test_hard_limits_outlast_it(start: Callable[..., Process], jobs: Jobs, redis: Redis) -> None:
+    """Celery clears all its timers when the connection breaks, those of running jobs too."""
+    start("odd", **QUICK)
+    job_id = jobs.insert("odd", {"do": "never look", "seconds": 60}, max_attempts=1)
+    redis.client.lpush(
+        "default", messages.envelope("run_job", "default", f"{job_id}:1", [str(job_id)], timelimit=[4, None])
+    )
+    jobs.running(job_id)
+    redis.stop()
+    redis.start()
+    job = jobs.finished(job_id, seconds=15)
+    assert job["error"]["type"] == "TimeLimitExceeded"
+    assert (job["finished_at"] - job["started_at"]).total_seconds() > 3.5
