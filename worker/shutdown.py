@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from app import logs
+from app.database import CONNECTION_LOST
 from app.settings import Settings
 
 log = logs.get(__name__)
@@ -73,8 +74,10 @@ def watch(settings: Settings, pool: Any, hand_back_all: Any) -> None:
         time.sleep(settings.shutdown_grace_seconds - reserve)
         try:
             log.warning("grace_is_over", handed_back=hand_back_all())
-        except Exception:
-            log.exception("hand_back_failed", note="the leases run out and rescue takes the jobs")
+        except Exception as error:
+            expected = isinstance(error, CONNECTION_LOST)
+            log.warning("hand_back_failed", error=str(error).strip(), exc_info=None if expected else error)
+            # The leases run out, and rescue has the jobs.
         for child in list(getattr(pool, "_pool", None) or ()):
             if child.pid:
                 try:

@@ -84,3 +84,16 @@ def test_a_child_that_dies_meanwhile(
     job = jobs.finished(job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 2)
     assert not [line for line in log_lines(worker) if "exception" in line], worker.log
+
+
+def test_a_worker_that_is_told_to_stop_meanwhile(start: Callable[..., Process], jobs: Jobs, away: Postgres) -> None:
+    worker = start("odd", SHUTDOWN_GRACE_SECONDS=4, **QUICK)
+    job_id = jobs.start("odd", {"do": "never look", "seconds": 60})
+    jobs.running(job_id)
+    away.stop()
+    worker.terminate()
+    assert worker.wait(4) == 0
+    assert len(events(worker, "hand_back_failed")) == 1
+    assert not [line for line in log_lines(worker) if "exception" in line], worker.log
+    away.start()
+    assert jobs.get(job_id)["status"] == "running"  # until its lease has run out
