@@ -7,6 +7,7 @@ from celery import Celery
 from celery.signals import setup_logging
 from celery.utils.log import get_multiprocessing_logger
 from kombu import Queue
+from redis import RedisError
 
 from app import logs
 from app.jobs.kinds import all_kinds
@@ -85,14 +86,15 @@ def _setup_logging(**_: object) -> None:
     if logger := get_multiprocessing_logger():
         logger.propagate = True
         logger.setLevel(logging.WARNING)
-    logging.getLogger("celery.worker.consumer.consumer").addFilter(_without_traceback)
+    for name in ("celery.worker.consumer.consumer", "celery.worker.request"):
+        logging.getLogger(name).addFilter(_without_traceback)
     # At every lost connection Celery explains a setting that is decided above.
     logging.getLogger("py.warnings").addFilter(lambda record: "CPendingDeprecation" not in record.getMessage())
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:
-    """A lost connection to Redis is foreseen, and the next line says why there is none."""
-    if record.levelno == logging.WARNING:
+    """A lost connection to Redis is foreseen: a line will do."""
+    if record.exc_info and isinstance(record.exc_info[1], RedisError | OSError):
         record.exc_info = None
     return True
 
