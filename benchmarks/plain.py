@@ -13,6 +13,8 @@ app.conf.update(
     task_acks_late=True,
     task_reject_on_worker_lost=True,
     worker_prefetch_multiplier=1,
+    # The same pool: ours replaces a child after 50 jobs, by its default.
+    worker_max_tasks_per_child=int(os.environ.get("WORKER_MAX_TASKS_PER_CHILD") or 50),
     worker_send_task_events=True,
     worker_hijack_root_logger=False,
     broker_connection_retry_on_startup=True,
