@@ -67,19 +67,17 @@ def loads(body: bytes) -> Any:
 
 
 def _check(value: Any) -> None:
-    level, depth = [value], 0
+    level, depth = [value], 1
     while level:
         below: list[Any] = []
         for item in level:
             if isinstance(item, str):
                 _check_text(item)
-            elif isinstance(item, dict):
-                below += [*item, *item.values()]
-            elif isinstance(item, list):
-                below += item
+            elif isinstance(item, dict | list):
+                if depth > _MOST_LEVELS:
+                    _refuse_depth()
+                below += [*item, *item.values()] if isinstance(item, dict) else item
         level, depth = below, depth + 1
-        if depth > _MOST_LEVELS:
-            _refuse_depth()
 
 
 def _check_text(text: str) -> None:
