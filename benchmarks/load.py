@@ -30,9 +30,7 @@ async def main(url: str, body: str, connections: int, seconds: float) -> None:
     began = time.perf_counter()
     end = began + seconds
     port = parts.port or 80
-    await asyncio.gather(
-        *(_connection(str(parts.hostname), port, request, end, times) for _ in range(connections))
-    )
+    await asyncio.gather(*(_connection(str(parts.hostname), port, request, end, times) for _ in range(connections)))
     elapsed, times = time.perf_counter() - began, sorted(times)
     rank = [times[int(len(times) * share)] * 1000 for share in (0.5, 0.99)]
     print(json.dumps({"per_second": len(times) / elapsed, "p50": rank[0], "p99": rank[1]}))

@@ -111,13 +111,9 @@ def test_agrees_with_wc(tmp_path: Path) -> None:
         (b"\xed\xa0\x80", "0xED", 0),  # a surrogate, which PostgreSQL would refuse
     ],
 )
-def test_what_is_not_utf8_fails_for_good(
-    data: bytes, byte: str, offset: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_is_not_utf8_fails_for_good(data: bytes, byte: str, offset: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(text_report, "PIECE_BYTES", 4)
-    with pytest.raises(
-        PermanentError, match=rf"not UTF-8 text: byte {byte} at offset {offset} .*Save it as UTF-8"
-    ):
+    with pytest.raises(PermanentError, match=rf"not UTF-8 text: byte {byte} at offset {offset} .*Save it as UTF-8"):
         on_file(data)
 
 
