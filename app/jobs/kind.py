@@ -58,6 +58,8 @@ class Kind:
         """(soft, hard) seconds for the handler; 0 is none."""
         soft = settings.job_soft_time_limit if self.soft_time_limit is None else self.soft_time_limit
         hard = settings.job_time_limit if self.time_limit is None else self.time_limit
+        if hard and soft >= hard:  # a kind may set one of the two: the soft one must come first
+            soft = hard * 9 // 10
         return soft, hard
 
     def file_ids(self, payload: Model) -> Iterator[UUID]:
