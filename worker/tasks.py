@@ -1,6 +1,7 @@
 """The Celery tasks: `run_job` for every job, and the house-keeping under the names of its files."""
 
 import gc
+import signal
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -88,6 +89,8 @@ _pool: Any = None
 def _ready(sender: Any, **_: object) -> None:
     global _pool
     _pool = sender.pool._pool
+    # Celery would start itself again: without the clock below, and as a script that does not find `app`.
+    signal.signal(signal.SIGHUP, signal.getsignal(signal.SIGTERM))
     # Celery collects garbage before it replaces a child, 150 ms for all modules of this process. What is there by now
     # stays anyway: frozen, it is neither looked through again nor copied into each child.
     gc.freeze()

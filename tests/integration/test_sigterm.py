@@ -88,10 +88,11 @@ def test_a_busy_worker(
     assert [line["handed_back"] for line in lines if line["message"] == "grace_is_over"] == [1]
 
 
-def test_an_idle_worker_ends_at_once(start: Start, redis: Redis) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_an_idle_worker_ends_at_once(number: signal.Signals, start: Start, redis: Redis) -> None:
     worker = start("worker", SHUTDOWN_GRACE_SECONDS=60)
     begin = time.monotonic()
-    worker.terminate()
+    worker.process.send_signal(number)
     assert worker.wait(20) == 0
     assert time.monotonic() - begin < 5
     assert not [line for line in log_lines(worker) if line["level"] != "info"], worker.log
