@@ -42,9 +42,9 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         state.redis = messages.connect_async(settings) if settings.jobs_execution == "celery" else None
         state.publisher = Publisher(settings, state.redis)
 
-        async def query(statement: Any, params: Params) -> list[dict[str, Any]]:
+        async def query(statement: Any, params: Params, *, prepare: bool | None = None) -> list[dict[str, Any]]:
             async with pool.connection() as connection:
-                return await (await connection.execute(statement, params)).fetchall()
+                return await (await connection.execute(statement, params, prepare=prepare)).fetchall()
 
         state.query = query
         # Not waited for: an API that starts before its database answers 503 and heals by itself.

@@ -141,21 +141,6 @@ def test_lists(filters: dict[str, str], index: str, million: Connection) -> None
     reads_only(index, *explain(million, statement, {**filters, "limit": 51}))
 
 
-@pytest.mark.parametrize(
-    ("column", "value"), [next(iter(filters.items())) for filters, _ in LISTS if len(filters) == 1]
-)
-def test_lists_by_a_plan_for_any_value(column: str, value: str, million: Connection) -> None:
-    """What PostgreSQL may choose for a prepared statement that has come often: it then does not see the values."""
-    statement = statements.list_jobs([column], after_cursor=False) % {column: "$1", "limit": "51"}
-    million.execute("SET plan_cache_mode = force_generic_plan")
-    million.execute(f"PREPARE lists (text) AS {statement}")
-    try:
-        reads_only("jobs_newest_of_.*", *explain(million, f"EXECUTE lists ('{value}')"))
-    finally:
-        million.execute("DEALLOCATE lists")
-        million.execute("RESET plan_cache_mode")
-
-
 def test_a_page_far_down(million: Connection) -> None:
     found = million.execute("SELECT now() - interval '7 days' AS moment").fetchone()
     assert found is not None
