@@ -1,4 +1,4 @@
-"""What schemathesis has to know of this API besides its OpenAPI. Loaded by SCHEMATHESIS_HOOKS, see test_api_fuzz.py."""
+"""What schemathesis has to know of this API besides its OpenAPI. Loaded by SCHEMATHESIS_HOOKS, see test_fuzz.py."""
 
 from datetime import UTC, datetime, timedelta
 from typing import Any
