@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import SecretStr
 
+from app.database import open_pool
 from app.queues import ALL_QUEUES
 from app.settings import QUEUES_FOR_JOBS, Settings
 from scripts.stack import environment
@@ -82,6 +84,20 @@ def test_every_queue_has_a_consumer() -> None:
 def test_a_worker_is_killed_only_after_its_own_grace(name: str) -> None:
     granted = default(SERVICES[name]["stop_grace_period"])
     assert int(granted.removesuffix("s")) >= Settings.model_fields["shutdown_grace_seconds"].default + 10
+
+
+def test_postgresql_has_room_for_every_connection() -> None:
+    """Twice over, since a rolling deploy runs old and new side by side; and psql must get in on a bad night."""
+    [limit] = [word for word in SERVICES["postgres"]["command"] if "max_connections" in word]
+    a_pool = open_pool(
+        Settings(database_url=SecretStr("postgresql://db/jobs"), redis_url=SecretStr("redis://cache"))
+    ).max_size
+    # A child holds one connection, its heartbeat's thread takes turns on it; the parent opens one when a child died.
+    children = Settings.model_fields["worker_concurrency"].default
+    house_keepers = int(default(SERVICES["worker-maintenance"]["environment"]["WORKER_CONCURRENCY"]))
+    at_most = a_pool + (children + 1) + (house_keepers + 1) + len(["beat", "migrate"])
+    reserved_for_superusers = 3
+    assert 2 * at_most + reserved_for_superusers + 20 <= int(default(limit).rpartition("=")[2])
 
 
 def test_nothing_starts_on_an_old_schema() -> None:
