@@ -78,6 +78,10 @@ native-test: dev ## this very `make up`, without containers, in a copy: start, r
 e2e: dev ## build the images and drive the compose stack from outside (needs Docker)
 	@$(BIN)/python -m pytest tests/e2e $(ARGS)
 
+.PHONY: promises
+promises: dev ## break each promise by one line, in a copy, and see its test fail (5 minutes)
+	@$(BIN)/python -m pytest tests/promises -n 2 --dist=load $(ARGS)
+
 .PHONY: bench
 bench: dev ## jobs and requests a second, beside plain Celery, on servers of its own (ARGS="--rounds 1" for a quick look)
 	@$(BIN)/python -m benchmarks $(ARGS)
