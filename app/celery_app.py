@@ -36,6 +36,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "broker_connection_retry_on_startup": True,  # None by default, with a warning
         "broker_connection_max_retries": None,  # the default gives up after 100 tries: a worker that ends at night
         "broker_connection_timeout": 4,
+        # False ends the worker at an error that Redis answers with: its memory is full, it is a replica now.
+        "broker_channel_error_retry": True,
         # Only these are read from this dictionary, and a misspelt one is silently ignored.
         "broker_transport_options": {
             "visibility_timeout": visibility_timeout(settings),
@@ -68,6 +70,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "worker_prefetch_multiplier": 1,  # a reserved message is a job that nobody else can start
         # True would kill every running job at each blip of Redis; a second copy is refused by the claim anyway.
         "worker_cancel_long_running_tasks_on_connection_loss": False,
+        # True fetches less after a lost connection until all old jobs are over; `worker/consumer.py` counts them.
+        "worker_enable_prefetch_count_reduction": False,
         "worker_concurrency": settings.worker_concurrency,  # never the host's CPU count
         "worker_max_tasks_per_child": settings.worker_max_tasks_per_child,
         "worker_hijack_root_logger": False,

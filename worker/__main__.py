@@ -13,7 +13,10 @@ def main() -> None:
     if MAINTENANCE in settings.worker_queues:
         # Dispatch and rescue must never wait behind a long clean-up.
         concurrency = max(2, concurrency)
-    celery_app.conf.worker_pool = "worker.pool:TaskPool"  # takes the place of prefork's own
+    # Ours in the place of Celery's own.
+    celery_app.conf.worker_pool = "worker.pool:TaskPool"
+    celery_app.conf.worker_consumer = "worker.consumer:Consumer"
+    celery_app.Task.Request = "worker.request:TaskRequest"
     celery_app.worker_main(
         [
             # Celery's banner is not JSON; what it says stands in the log.

@@ -22,7 +22,18 @@ from worker.runner import NODE
 log = logs.get(__name__)
 
 
-class JobRequest(Request):
+class TaskRequest(Request):
+    """For every task, see `worker/__main__.py`."""
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> Any:
+        error = getattr(exc_info.exception, "exc", exc_info.exception)
+        if isinstance(error, MemoryError):
+            # Celery raises it again here, and ends the worker for what went wrong in a child.
+            exc_info.exception = RuntimeError("MemoryError")
+        return super().on_failure(exc_info, send_failed_event=send_failed_event, return_ok=return_ok)
+
+
+class JobRequest(TaskRequest):
     """A message that a child is working on, as the parent sees it."""
 
     worker_pid: Any  # the child's
@@ -83,6 +94,12 @@ class JobRequest(Request):
             log.warning("release_failed", error=str(problem).strip(), note="left to rescue and repair")
         finally:
             database.close()
+
+
+def hand_back_all() -> int:
+    """Puts all claims of this worker back, uncounted; returns how many there were. Raises `CONNECTION_LOST`."""
+    database = Database(get_settings(), "worker-parent", statement_seconds=3)
+    return len(database.run(statements.HAND_BACK_NODE, {"node": NODE, "retry_in": 0, "progress": None}))
 
 
 def _cause(error: WorkerLostError) -> str:

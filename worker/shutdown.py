@@ -72,19 +72,24 @@ def watch(settings: Settings, pool: Any, hand_back_all: Any) -> None:
 
     def last_call() -> None:
         time.sleep(settings.shutdown_grace_seconds - reserve)
-        try:
-            log.warning("grace_is_over", handed_back=hand_back_all())
-        except Exception as error:
-            expected = isinstance(error, CONNECTION_LOST)
-            log.warning("hand_back_failed", error=str(error).strip(), exc_info=None if expected else error)
-            # The leases run out, and rescue has the jobs.
-        for child in list(getattr(pool, "_pool", None) or ()):
-            if child.pid:
-                try:
-                    os.kill(child.pid, signal.SIGKILL)
-                except ProcessLookupError:
-                    continue
-        # Not a normal exit: Celery's main thread is waiting for those children and would wait on.
-        os._exit(0)
+        end("grace_is_over", pool, hand_back_all, exit_code=0)
 
     threading.Thread(target=last_call, name="last-call", daemon=True).start()
+
+
+def end(why: str, pool: Any, hand_back_all: Any, *, exit_code: int) -> None:
+    """In a thread of the parent: puts its claims back, uncounted, and ends it with its children."""
+    try:
+        log.warning(why, handed_back=hand_back_all())
+    except Exception as error:
+        expected = isinstance(error, CONNECTION_LOST)
+        log.warning("hand_back_failed", error=str(error).strip(), exc_info=None if expected else error)
+        # The leases run out, and rescue has the jobs.
+    for child in list(getattr(pool, "_pool", None) or ()):
+        if child.pid:
+            try:
+                os.kill(child.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+    # Not a normal exit: Celery's main thread is waiting for something and would wait on.
+    os._exit(exit_code)

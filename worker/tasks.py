@@ -15,10 +15,11 @@ from celery.signals import worker_ready, worker_shutting_down
 from app import logs
 from app.celery_app import celery_app
 from app.database import CONNECTION_LOST, Database
-from app.jobs import messages, statements
+from app.jobs import messages
 from app.settings import get_settings
-from worker import health, maintenance, shutdown
-from worker.runner import NODE, Runner
+from worker import maintenance, shutdown
+from worker.request import hand_back_all
+from worker.runner import Runner
 
 log = logs.get(__name__)
 
@@ -102,12 +103,4 @@ def _shutting_down(**_: object) -> None:
     if shutdown.claims_nothing():
         return  # it has come before, and the clock runs
     shutdown.begin()
-    shutdown.watch(get_settings(), _pool, _hand_back_all)
-
-
-def _hand_back_all() -> int:
-    database = Database(get_settings(), "worker-parent", statement_seconds=3)
-    return len(database.run(statements.HAND_BACK_NODE, {"node": NODE, "retry_in": 0, "progress": None}))
-
-
-health.install(celery_app)
+    shutdown.watch(get_settings(), _pool, hand_back_all)

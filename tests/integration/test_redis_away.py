@@ -26,7 +26,7 @@ def test_a_worker_goes_on_with_all_its_children(
     worker = start("worker", **QUICK)
 
     def noticed(times: int) -> bool:
-        return worker.log.count("Cannot connect to redis://") >= times
+        return worker.log.count("redis_away") >= times
 
     long = jobs.start("sleep", {"seconds": 120, "steps": 1000})
     jobs.running(long)

@@ -1,0 +1,199 @@
+"""Celery's consumer, made to tell the truth: a worker that does not consume says so, reconnects, and at last ends."""
+
+import logging
+import sys
+import threading
+import time
+import traceback
+from queue import Empty
+from select import POLLIN, poll
+from typing import Any
+
+from celery.bootsteps import RUN  # type: ignore[attr-defined]
+from celery.worker import consumer
+from celery.worker.state import maybe_shutdown
+from redis.exceptions import ConnectionError as RedisGone
+
+from app import alive, logs
+from worker import shutdown
+from worker.health import process_name
+from worker.request import hand_back_all
+
+log = logs.get(__name__)
+
+LOOK_SECONDS = 1.0
+TOUCH_SECONDS = 5.0
+# A worker with a free child asks Redis for a message (BRPOP) and has an answer within a second, if only "none".
+SILENT_SECONDS = 10.0
+# Without a sign of consuming for so long, although Redis lets us connect, the process is past help.
+END_SECONDS = 90.0
+# Events (Flower, heartbeats) go out from the event loop: a dead connection must not hold it for long.
+EVENTS_TIMEOUT_SECONDS = 2.0
+
+
+class Consumer(consumer.Consumer):
+    """Takes the place of Celery's by the setting `worker_consumer`."""
+
+    connection: Any
+    connection_errors: Any
+    channel_errors: Any
+    task_consumer: Any
+    event_dispatcher: Any
+
+    _answered = 0.0  # when Redis last answered BRPOP, or we were too busy to ask
+    _touch_at = 0.0
+    _signs = 0  # grows while we consume, and while Redis is away, which must never end a worker
+
+    def start(self) -> None:
+        # After the first children are forked. Later ones don't inherit the thread.
+        threading.Thread(target=self._end_when_stuck, name="stuck", daemon=True).start()
+        super().start()
+
+    # --- the connection ---
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Celery's own waits longer from try to try, up to 32 s: so long would Redis be back and nobody at work."""
+        tries = 0
+
+        def failed(error: Exception, interval: float) -> None:
+            nonlocal tries
+            self._signs += 1
+            if tries % 20 == 0:
+                log.warning("redis_away", broker=conn.as_uri(), error=str(error), tries=tries + 1)
+            tries += 1
+
+        conn.ensure_connection(failed, None, 1, 1, 1, callback=maybe_shutdown)
+        if tries:
+            log.info("redis_back", tries=tries)
+        self.first_connection_attempt = False
+        return conn
+
+    def connection_for_write(self, url: str | None = None, heartbeat: float | None = None) -> Any:
+        conn: Any = self.app.connection_for_write(url=url, heartbeat=heartbeat)
+        limits = {"socket_timeout": EVENTS_TIMEOUT_SECONDS, "socket_connect_timeout": EVENTS_TIMEOUT_SECONDS}
+        conn.transport_options.update(limits)
+        return self.ensure_connected(conn)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        super().on_connection_error_after_connected(exc)
+        if isinstance(exc, self.channel_errors):
+            # Redis is there and refuses: its memory is full, or it became a read-only replica.
+            log.warning("redis_refuses", error=str(exc))
+            self._signs += 1
+            time.sleep(1)
+
+    # --- messages ---
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        """At the start, and again after each lost connection: a new channel, and no timers left."""
+        super().register_with_event_loop(hub)
+        channel = self.task_consumer.channel
+        brpop_read = channel.handlers["BRPOP"]
+        within_prefetch = channel.qos.can_consume
+
+        def read() -> None:
+            try:
+                brpop_read()
+            except Empty:
+                pass
+            except (*self.connection_errors, *self.channel_errors):
+                raise
+            except Exception as error:  # noqa: BLE001
+                # No JSON, no envelope, a body that is not base64. It is out of Redis by now; left to Celery, the error
+                # would end the worker.
+                log.error("malformed_message", error=type(error).__name__)
+            self._answered = time.monotonic()
+
+        def can_consume() -> bool:
+            # A new channel knows nothing of messages that came by the old one and are being worked on.
+            return bool(len(self.pool._pool._cache) < self.pool.num_processes and within_prefetch())
+
+        channel.handlers["BRPOP"] = read
+        channel.qos.can_consume = can_consume
+        self._answered = time.monotonic()
+        if not self.restart_count:
+            alive.touch(process_name())
+        self.timer.call_repeatedly(LOOK_SECONDS, self._look)
+
+    def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
+        handle = super().create_task_handler(*args, **kwargs)
+
+        def handle_any(message: Any) -> None:
+            try:
+                handle(message)
+            except (*self.connection_errors, *self.channel_errors):
+                raise
+            except Exception as error:  # noqa: BLE001
+                # Such as a header that is missing. Celery would end with it, give the message back on its way out, and
+                # meet it again at its next start, for ever.
+                self._drop(message, error)
+
+        return handle_any
+
+    # Celery logs these with the message's content, and lets a database of results know.
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        self._drop(message, TypeError())
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        self._drop(message, exc)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        self._drop(message, exc)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        self._drop(message, exc)
+
+    def _drop(self, message: Any, error: Exception) -> None:
+        task = message.headers.get("task") if isinstance(message.headers, dict) else None
+        log.error("malformed_message", error=type(error).__name__, task=str(task)[:100], bytes=len(message.body or b""))
+        message.reject_log_error(logging.getLogger(__name__), self.connection_errors)
+
+    # --- the truth ---
+
+    def _look(self) -> None:
+        """In the event loop: notes that we consume, or does something about it."""
+        if self.blueprint.state != RUN:
+            return
+        now = time.monotonic()
+        channel = self.task_consumer.channel
+        if not channel.qos.can_consume():
+            self._answered = now  # all children are at work: a busy worker is not a dead one
+        if now - self._answered < SILENT_SECONDS:
+            self._signs += 1
+            if now >= self._touch_at:
+                self._touch_at = now + TOUCH_SECONDS
+                alive.touch(process_name())
+        elif not _readable(channel):  # something to read: it is we who slept, stopped or suspended
+            self._reconnect()
+
+    def _reconnect(self) -> None:
+        """The connection looks well and is dead, or Celery has forgotten to ask. Left alone, both last for minutes."""
+        for connection in (self.connection, self.event_dispatcher and self.event_dispatcher.connection):
+            for channel in list(connection.transport.channels) if connection else ():
+                # Before Celery says good-bye on each of them and waits for an answer.
+                channel._disconnect_pools()
+        raise RedisGone(f"Redis has not answered for {SILENT_SECONDS:.0f} s")
+
+    def _end_when_stuck(self) -> None:
+        """A thread: ends this process, so that whoever supervises it starts a new one.
+
+        Counts its own rounds and not the clock: a machine that slept has not been stuck.
+        """
+        quiet, seen = 0.0, -1
+        while quiet < END_SECONDS:
+            time.sleep(LOOK_SECONDS)
+            # A worker that is stopping has a clock of its own.
+            quiet = 0 if self._signs != seen or shutdown.claims_nothing() else quiet + LOOK_SECONDS
+            seen = self._signs
+        main = sys._current_frames().get(threading.main_thread().ident or 0)
+        log.critical("stuck", seconds=END_SECONDS, stack="".join(traceback.format_stack(main)))
+        shutdown.end("ends_itself", self.pool._pool, hand_back_all, exit_code=1)
+
+
+def _readable(channel: Any) -> bool:
+    sock = getattr(channel.client.connection, "_sock", None)
+    if sock is None:
+        return False
+    poller = poll()
+    poller.register(sock, POLLIN)
+    return bool(poller.poll(0))
