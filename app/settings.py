@@ -41,7 +41,8 @@ class Settings(BaseSettings):
     storage_shared: bool = False
     max_upload_bytes: int = 1024**3
     max_payload_bytes: int = 1024**2
-    file_retention_days: int = 30
+    # 0 days: kept for ever.
+    file_retention_days: int = Field(30, ge=0, le=36_500)
 
     worker_queues: Annotated[tuple[str, ...], NoDecode] = QUEUES_FOR_JOBS
     worker_concurrency: int = Field(2, ge=1)
@@ -59,7 +60,7 @@ class Settings(BaseSettings):
     shutdown_grace_seconds: float = Field(60, ge=2)
     result_expires: int = Field(3600, gt=0)
     queue_window: int = Field(1000, ge=1)
-    job_retention_days: int = 30
+    job_retention_days: int = Field(30, ge=0, le=36_500)
     schedule_timezone: str = "UTC"
 
     demo_jobs: bool = True

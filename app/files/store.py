@@ -6,16 +6,20 @@ A file is written once and never changed. Its path in the storage is its id: wha
 import asyncio
 import hashlib
 import io
+import os
+import re
 import tempfile
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, BinaryIO, cast
 from urllib.parse import unquote, urlsplit
 from uuid import UUID
 
 import obstore
+from obstore.exceptions import AlreadyExistsError
 from obstore.store import LocalStore, ObjectStore, S3Store
 from uuid_utils.compat import uuid7
 
@@ -37,7 +41,55 @@ INSERT INTO job_files (job_id, file_id) SELECT %(job_id)s, id FROM file
 """
 GET = "SELECT id, name, size, content_type, sha256, created_at FROM files WHERE id = %(id)s"
 
+# --- clean-up ---
+
+# Which database this is. A dump that was restored elsewhere is another one; a copy of the server's whole disk is not.
+IDENTITY = """
+SELECT system_identifier || '/' || current_database() AS identity, now() - interval '24 hours' AS settled_before
+FROM pg_control_system()
+"""
+PAGE = """
+SELECT id, created_at < now() - interval '24 hours' AS settled FROM files
+WHERE id > %(after)s AND id <= %(upto)s ORDER BY id LIMIT %(limit)s
+"""
+KNOWN = "SELECT id FROM files WHERE id = ANY(%(ids)s::uuid[])"
+# Files past their time that no job needs. Jobs that need theirs: queued, running, or finished a short time ago. The
+# others are locked, so that none is retried meanwhile, and lose their links. Locks that somebody has are not waited
+# for: who creates a job holds the file's, who retries or deletes one the job's. A job created between this statement's
+# start and its lock makes it fail as a whole (job_files_file_id_fkey), and one created later gets its 422.
+DELETE_EXPIRED = """
+WITH old AS MATERIALIZED (
+    SELECT f.id FROM files f
+    WHERE f.id > %(after)s AND f.id <= %(upto)s AND f.created_at < now() - %(days)s * interval '1 day'
+      AND NOT EXISTS (
+        SELECT FROM job_files l JOIN jobs j ON j.id = l.job_id WHERE l.file_id = f.id
+            AND (j.finished_at IS NULL OR j.finished_at >= now() - %(days)s * interval '1 day'))
+    ORDER BY f.id FOR UPDATE SKIP LOCKED
+), links AS MATERIALIZED (
+    SELECT l.job_id, l.file_id FROM job_files l JOIN jobs j ON j.id = l.job_id
+    WHERE l.file_id IN (SELECT id FROM old) AND j.finished_at < now() - %(days)s * interval '1 day'
+    FOR NO KEY UPDATE OF j SKIP LOCKED
+), free AS MATERIALIZED (
+    SELECT id FROM old WHERE NOT EXISTS (
+        SELECT FROM job_files l WHERE l.file_id = old.id AND (l.job_id, l.file_id) NOT IN (SELECT * FROM links))
+), unlinked AS (
+    DELETE FROM job_files WHERE file_id IN (SELECT id FROM free)
+)
+DELETE FROM files WHERE id IN (SELECT id FROM free) RETURNING id
+"""
+# Rows whose bytes are lost.
+DELETE_UNUSED = """
+DELETE FROM files f WHERE id = ANY(%(ids)s::uuid[]) AND created_at < now() - interval '24 hours'
+    AND NOT EXISTS (SELECT FROM job_files l WHERE l.file_id = f.id)
+RETURNING id
+"""
+
 READ_BYTES = 1024**2
+# Our names in the storage; everything else there is somebody else's. `#1` and so on: what an upload into a folder has
+# written so far.
+NAME = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+PART = re.compile(NAME.pattern + "#[0-9]+")
+OWNER_MARK = "jobstack-owner"
 
 
 @dataclass(frozen=True)
@@ -57,6 +109,7 @@ class FileStore:
 
     def __init__(self, settings: Settings) -> None:
         self._store = _open_store(settings.storage_url)
+        self._folder = self._store.prefix if isinstance(self._store, LocalStore) else None
 
     # --- workers (sync) ---
 
@@ -119,12 +172,63 @@ class FileStore:
         except FileNotFoundError:
             return
 
+    # --- clean-up (sync) ---
+
+    def owner(self) -> str | None:
+        """The identity of the database whose files these are; None if nobody has said so yet."""
+        try:
+            return bytes(obstore.get(self._store, OWNER_MARK).bytes()).decode().strip()
+        except FileNotFoundError:
+            return None
+
+    def claim(self, owner: str) -> None:
+        """Says whose files these are, unless somebody has."""
+        with suppress(AlreadyExistsError):
+            obstore.put(self._store, OWNER_MARK, owner.encode(), mode="create")
+
+    def ids(self, after: UUID) -> Iterator[tuple[UUID, datetime]]:
+        """The files that are there, by id, with the time of their last change."""
+        if self._folder:
+            names = (entry.name for entry in os.scandir(self._folder))
+            for name in sorted(name for name in names if NAME.fullmatch(name) and name > str(after)):
+                with suppress(FileNotFoundError):
+                    yield UUID(name), _changed(self._folder / name)
+            return
+        # S3 lists in this order.
+        for page in obstore.list(self._store, offset=str(after), chunk_size=1000):
+            for found in page:
+                if NAME.fullmatch(found["path"]):
+                    yield UUID(found["path"]), found["last_modified"]
+
+    def has(self, file_id: UUID) -> bool:
+        try:
+            return bool(obstore.head(self._store, str(file_id)))
+        except FileNotFoundError:
+            return False
+
+    def remove(self, file_ids: Sequence[UUID]) -> None:
+        """Deletes bytes. What is gone already is no error."""
+        if self._folder:
+            for file_id in file_ids:
+                (self._folder / str(file_id)).unlink(missing_ok=True)
+        elif file_ids:
+            obstore.delete(self._store, [str(file_id) for file_id in file_ids])
+
+    def remove_parts(self, before: datetime) -> int:
+        """Deletes what uploads that were killed left in a folder. In S3 a lifecycle rule of the bucket does that."""
+        if not self._folder:
+            return 0
+        parts = [Path(entry.path) for entry in os.scandir(self._folder) if PART.fullmatch(entry.name)]
+        old = [part for part in parts if _changed(part) < before]
+        for part in old:
+            part.unlink(missing_ok=True)
+        return len(old)
+
     async def check(self) -> None:
         """Raises if the storage can't be reached, or if a folder can't be written to."""
-        if isinstance(self._store, LocalStore):
+        if self._folder:
             # A missing folder would be an empty list.
-            folder = self._store.prefix
-            await asyncio.to_thread(lambda: tempfile.TemporaryFile(dir=folder).close())
+            await asyncio.to_thread(lambda: tempfile.TemporaryFile(dir=self._folder).close())
             return
         async for _ in obstore.list(self._store, chunk_size=1):
             return
@@ -154,9 +258,18 @@ class _RawReader(io.RawIOBase):
         return int(self._reader.tell())
 
 
+def _changed(path: Path) -> datetime:
+    return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+
+
 def _open_store(url: str) -> ObjectStore:
     parts = urlsplit(url)
     if parts.scheme == "file":
         return LocalStore(unquote(parts.path), mkdir=True)
-    # Credentials come from AWS_* variables; every request has a time limit, as everything on a network has here.
-    return S3Store.from_url(url, client_options={"timeout": "30s", "connect_timeout": "5s"})
+    # Credentials come from AWS_* variables; every request has a time limit, as everything on a network has here. By
+    # default it is tried ten times, for minutes: a job is tried again anyway, and so is a clean-up.
+    return S3Store.from_url(
+        url,
+        client_options={"timeout": "30s", "connect_timeout": "5s"},
+        retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=10)},
+    )

@@ -270,6 +270,25 @@ SELECT q.queue FROM unnest(%(queues)s::text[]) AS q (queue) WHERE EXISTS (
 )
 """
 
+# --- deleting ------------------------------------------------------------------------------------------------------
+
+# Finished jobs past their time, oldest first; steps, attempts and links to files go with them (ON DELETE CASCADE), and
+# their idempotency keys are free again. The index is on `created_at`, which is never later than `finished_at`. Each
+# batch begins behind the last one, or it would read past all that the others deleted. A statement for each status,
+# written out: planned for any status, one of a few rows would be looked for among all jobs.
+DELETE_FINISHED = tuple(
+    f"""
+WITH old AS MATERIALIZED (
+    SELECT id FROM jobs
+    WHERE status = '{status}' AND (created_at, id) > (%(after_time)s, %(after_id)s)
+      AND created_at < now() - %(days)s * interval '1 day' AND finished_at < now() - %(days)s * interval '1 day'
+    ORDER BY created_at, id LIMIT %(batch)s FOR UPDATE SKIP LOCKED
+)
+DELETE FROM jobs WHERE id = ANY(ARRAY(SELECT id FROM old)) RETURNING id, created_at
+"""
+    for status in ("succeeded", "failed", "cancelled")
+)
+
 # --- looking -------------------------------------------------------------------------------------------------------
 
 GET = f"SELECT {SHOWN} FROM jobs WHERE id = %(id)s"
