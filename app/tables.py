@@ -135,3 +135,16 @@ job_files = Table(
     Column("file_id", _UUID, ForeignKey("files.id", ondelete="RESTRICT"), primary_key=True),
     Index("job_files_of_file", "file_id"),
 )
+
+# What beat sent and what became of it: see `ticks.py`.
+schedule_ticks = Table(
+    "schedule_ticks",
+    metadata,
+    Column("entry", Text, primary_key=True),
+    Column("due_at", _TIME, primary_key=True),
+    Column("sent_at", _TIME),
+    Column("started_at", _TIME),
+    Column("finished_at", _TIME),
+    Column("result", JSONB),
+    Column("error", Text),
+)

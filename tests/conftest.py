@@ -76,9 +76,9 @@ def redis(environment: Redis) -> Redis:
 
 @pytest.fixture
 def db(settings: Settings) -> Iterator[psycopg.Connection[DictRow]]:
-    """A connection to the database, with no jobs and no files in it."""
+    """A connection to the database, with no jobs, files and ticks in it."""
     with psycopg.connect(settings.database_conninfo, autocommit=True, row_factory=dict_row) as connection:
-        connection.execute("TRUNCATE jobs, job_steps, job_attempts, job_files, files")
+        connection.execute("TRUNCATE jobs, job_steps, job_attempts, job_files, files, schedule_ticks")
         yield connection
 
 
