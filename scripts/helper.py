@@ -1,41 +1,312 @@
-"""What the scripts share: settings from the environment and `.env`, exit codes, and how they say what is wrong."""
+"""What the scripts share: settings, servers within time limits, exit codes, and how they speak.
 
+A script is a function of typer that begins with `script = Script(as_json)` and ends with `script.done(...)`.
+"""
+
+import json
 import os
+import re
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from functools import cached_property
 from pathlib import Path
-from typing import NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
+from urllib.parse import unquote, urlsplit
 
+import click
+import psycopg
+import typer
 from dotenv import dotenv_values
+from psycopg.rows import DictRow
+from redis import Redis
+from rich.console import Console
+from rich.text import Text
 
 from app import logs
-from app.settings import Settings, get_settings
+from app.database import CONNECTION_LOST, Database, Params
+from app.jobs import messages
+from app.queues import ALL_QUEUES
+from app.settings import Settings, get_settings, split_redis_url, without_password
+
+T = TypeVar("T")
 
 # Exit codes of every script.
 FINE, FOUND, COULD_NOT = 0, 1, 2
 
 ROOT = Path(__file__).parent.parent
+REDIS_VARIABLES = ("REDIS_URL", "CELERY_BROKER_URL", "BROKER_URL", "REDIS_HOST")
+# Together below the 15 s in which every script must say that something cannot be reached.
+CONNECT_SECONDS, ANSWER_SECONDS, REDIS_SECONDS = 5.0, 9.0, 3.0
+COUNTDOWN_SECONDS = 5
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing. Exits 1 if anything.")]
+Queues = Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(ALL_QUEUES)}.", show_default=False)]
+
+# Whether this run prints JSON: what stops a script early must know it too.
+_as_json = False
 
 
-def stop(message: str) -> NoReturn:
+def run(main: Callable[..., Any] | typer.Typer) -> NoReturn:
+    """Runs a script's function and ends this process. Nobody sees a traceback: who is on call needs a sentence."""
+    if isinstance(main, typer.Typer):
+        app = main
+    else:
+        app = commands()
+        app.command()(main)
+    try:
+        code = app(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = COULD_NOT
+    except (click.Abort, KeyboardInterrupt):
+        print("\nInterrupted: nothing more is changed.", file=sys.stderr)
+        code = COULD_NOT
+    except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
+        stop(f"The database does not have this code's schema ({error.diag.message_primary}). Next: make migrate")
+    except (*CONNECTION_LOST, *messages.REDIS_ERRORS, TimeoutError) as error:
+        stop(f"A connection was lost half-way: {sentence(error)} Next: doctor.py, then the same again.")
+    except Exception as error:  # noqa: BLE001 - whatever it is, one sentence and exit code 2
+        stop(f"It failed in a way nobody thought of, {type(error).__name__}: {sentence(error)}")
+    # Not sys.exit: a thread that hangs in a name server's silence must not keep the process.
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or FINE)
+
+
+def commands(**options: Any) -> typer.Typer:
+    """A typer app without boxes and colours around its errors."""
+    return typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None, **options)
+
+
+def stop(message: str, **facts: Any) -> NoReturn:
     """The script could not do its work."""
-    print(message, file=sys.stderr)
+    message = scrub(message)
+    if _as_json:
+        print(json.dumps({"ok": False, "error": message, **facts}, default=str))
+    else:
+        print(message, file=sys.stderr)
     raise SystemExit(COULD_NOT)
 
 
-def settings_or_exit() -> Settings:
-    """The settings, as the stack's processes have them. The environment beats the files.
+def sentence(error: BaseException) -> str:
+    """What an error says, in one line without secrets."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return scrub(text if text.endswith((".", "!", "?")) else f"{text}.")
+
+
+def scrub(text: str) -> str:
+    """The text without any password that this process knows: drivers quote URLs that they can't read."""
+    secrets = set()
+    for name, value in os.environ.items():
+        if re.search("PASSWORD|SECRET|AUTH$", name):
+            secrets |= {value, value.partition(":")[2]}
+        elif name == "API_KEYS":
+            secrets |= {entry.partition(":")[2].strip() for entry in value.split(",")}
+        elif "://" in value and "@" in value:
+            # Not by urlsplit, which refuses the very URLs that end up in error messages.
+            password = re.sub(r"^[^/]*//[^:@]*:?", "", value).rpartition("@")[0]
+            secrets |= {password, unquote(password)}
+    for secret in sorted(filter(lambda found: len(found) > 2, secrets), key=len, reverse=True):
+        text = text.replace(secret, "***")
+    return text
+
+
+def load_environment() -> None:
+    """Takes what the environment does not say from the files of `make up`.
 
     In containers compose has set the environment; natively `make up` keeps what it gave its processes in `.run/env`.
     """
+    # One family: a REDIS_URL in the environment must not lose against another spelling in a file.
+    has_redis = any(os.environ.get(name) for name in REDIS_VARIABLES)
     for file in (".run/env", ".env"):
         for name, value in dotenv_values(ROOT / file).items():
-            if value is not None:
-                os.environ.setdefault(name, value)
+            if value and not os.environ.get(name) and not (has_redis and name in REDIS_VARIABLES):
+                os.environ[name] = value
+
+
+def settings_or_exit() -> Settings:
+    """The settings, as the stack's processes have them. The environment beats the files."""
+    load_environment()
     # What a script has to say goes to its reader; of the log only trouble.
-    os.environ.setdefault("LOG_LEVEL", "WARNING")
+    os.environ["LOG_LEVEL"] = os.environ.get("SCRIPT_LOG_LEVEL", "ERROR")
     try:
         settings = get_settings()
+        # Read late, by their drivers: a URL that cannot be read is a wrong setting too.
+        for url in (settings.database_conninfo, settings.broker_url, settings.result_backend_url):
+            _ = urlsplit(url).port
     except SystemExit as error:
-        stop(str(error))
+        stop(str(error).replace("cannot start", "cannot be reached from here"))
+    except ValueError as error:
+        stop(f"A URL in the environment cannot be read: {sentence(error)} Look at DATABASE_URL and REDIS_URL.")
     logs.configure(sys.stderr)
     return settings
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """The call's result.
+
+    Raises:
+        TimeoutError: it took longer; it goes on in its thread. Name servers, for one, have no time limit of their own.
+    """
+    future: Future[T] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(call())
+        except BaseException as error:  # noqa: BLE001 - raised where it is waited for
+            future.set_exception(error)
+
+    threading.Thread(target=work, daemon=True).start()
+    try:
+        return future.result(seconds)
+    except TimeoutError:
+        if future.done():
+            raise
+        raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+class Script:
+    """One run of a script: its servers, opened at first use, and what it says."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        global _as_json
+        _as_json = as_json
+        self.as_json = as_json
+        self.settings = settings_or_exit()
+        # Lines are as long as they are: a report is grepped and pasted.
+        self._console = Console(highlight=False, soft_wrap=True)
+
+    # --- servers ---
+
+    @cached_property
+    def database(self) -> Database:
+        database = Database(self.settings, "script", statement_seconds=ANSWER_SECONDS)
+        try:
+            within(CONNECT_SECONDS, lambda: database.run("SELECT 1"))
+        except Exception as error:  # noqa: BLE001 - also what a driver says of a URL it can't read
+            stop(f"PostgreSQL cannot be reached at {self.address('database')}: {sentence(error)} {_HINTS['database']}")
+        return database
+
+    def sql(self, statement: str, params: Params | None = None) -> list[DictRow]:
+        """One statement's rows. A server that froze half-way is noticed too."""
+        database = self.database
+        return within(ANSWER_SECONDS + 1, lambda: database.run(statement, params))
+
+    @cached_property
+    def redis(self) -> Redis:
+        return self._redis("Redis", "broker", self.settings)
+
+    @cached_property
+    def results(self) -> Redis:
+        """The Redis with Celery's results, mostly the same."""
+        if self.settings.result_backend_url == self.settings.broker_url:
+            return self.redis
+        there = self.settings.model_copy(update={"celery_broker_url": self.settings.celery_result_backend})
+        return self._redis("Redis for results", "results", there)
+
+    def _redis(self, name: str, which: str, settings: Settings) -> Redis:
+        try:
+            client = messages.connect(settings, seconds=REDIS_SECONDS)
+            within(CONNECT_SECONDS, client.ping)
+        except Exception as error:  # noqa: BLE001 - also what a driver says of a URL it can't read
+            stop(f"{name} cannot be reached at {self.address(which)}: {sentence(error)} {_HINTS['redis']}")
+        return client
+
+    @cached_property
+    def celery(self) -> Any:
+        from app.celery_app import celery_app
+
+        return celery_app
+
+    def address(self, which: str) -> str:
+        """Where a server is, without passwords."""
+        urls = {
+            "database": self.settings.database_conninfo,
+            "broker": self.settings.broker_url,
+            "results": self.settings.result_backend_url,
+        }
+        return without_password(split_redis_url(urls[which])[0] if which != "database" else urls[which])
+
+    # --- speaking ---
+
+    def say(self, text: str = "", style: str = "") -> None:
+        """A line for people; nothing where JSON was asked for."""
+        if not self.as_json:
+            self._console.print(Text(scrub(text), style=style))
+
+    def next(self, text: str) -> None:
+        """What to do now."""
+        self.say(f"Next: {text}", "bold")
+
+    def table(self, table: Any) -> None:
+        if not self.as_json:
+            # On paper as wide as it needs.
+            width = None if self._console.is_terminal else 160
+            self._console.print(table, width=width, soft_wrap=False)
+
+    def done(self, code: int = FINE, **facts: Any) -> NoReturn:
+        """Ends the script. `ok` is true where the exit code is 0."""
+        if self.as_json:
+            print(scrub(json.dumps({"ok": code == FINE, **facts}, default=str)))
+        raise typer.Exit(code)
+
+    def confirm(self, what: str, yes: bool) -> None:
+        """Asks before something is deleted, and counts down, so that a hasty yes can be taken back.
+
+        Raises:
+            SystemExit: with 2, if nobody can be asked or the answer is no.
+        """
+        if yes:
+            return
+        if self.as_json or not sys.stdin.isatty():
+            stop(f"{what} Nobody can be asked here: say --yes to do it, or --dry-run to see what it would do.")
+        self.say(what, "yellow")
+        if input("Type yes to go on: ").strip().lower() != "yes":
+            stop("Nothing was changed.")
+        for left in range(COUNTDOWN_SECONDS, 0, -1):
+            print(f"\rIn {left} s; Ctrl-C stops it. ", end="", flush=True)
+            time.sleep(1)
+        print()
+
+    def queues(self, asked: list[str] | None, default: tuple[str, ...] = ALL_QUEUES) -> list[str]:
+        """The queues that were named, or all."""
+        unknown = [name for name in asked or () if name not in ALL_QUEUES]
+        if unknown:
+            stop(f"There is no queue {unknown[0]!r}; there are: {', '.join(ALL_QUEUES)}.")
+        return list(dict.fromkeys(asked or default))
+
+
+_HINTS = {
+    "database": "Next: is it running (make ps), and do DATABASE_URL's host, port and password fit?",
+    "redis": "Next: is it running (make ps), and do REDIS_URL's host, port and password fit? No job is lost: "
+    "they wait in PostgreSQL.",
+}
+
+
+def age(seconds: float | None) -> str:
+    """Seconds in words: 0.4 s, 12 s, 3 min, 5 h, 2 days."""
+    if seconds is None:
+        return "never"
+    for size, unit in ((86400, "days"), (3600, "h"), (60, "min")):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"
+
+
+def size(count: float) -> str:
+    """Bytes in words: 512 B, 3.1 MB."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def count(number: int, what: str) -> str:
+    """1 message, 2 messages."""
+    return f"{number:,} {what}{'' if number == 1 else 'es' if what.endswith(('s', 'y')) else 's'}"

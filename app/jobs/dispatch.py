@@ -4,6 +4,7 @@ Runs in the maintenance worker every two seconds, and whenever somebody asks; an
 """
 
 import time
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import cast
 
@@ -55,8 +56,17 @@ def top_up(database: Database, client: redis.Redis, settings: Settings) -> int:
     return sent
 
 
-def _publish(database: Database, client: redis.Redis, settings: Settings) -> int:
-    rows = database.run(statements.DISPATCH, {"queues": list(JOB_QUEUES), "window": settings.queue_window})
+def rebuild(database: Database, client: redis.Redis, settings: Settings, queues: Sequence[str]) -> dict[str, int]:
+    """For people: `dispatch` for some queues, by the ids and without patience. Copies of messages that are under way
+    come with it, which do no harm."""
+    client.ping()
+    published = _publish(database, client, settings, queues)
+    repaired = repair(database, client, settings, thorough=True, queues=queues, settle=0)
+    return {"published": published, "repaired": repaired}
+
+
+def _publish(database: Database, client: redis.Redis, settings: Settings, queues: Sequence[str] = JOB_QUEUES) -> int:
+    rows = database.run(statements.DISPATCH, {"queues": list(queues), "window": settings.queue_window})
     send(rows, client, settings)
     return len(rows)
 
@@ -65,12 +75,20 @@ def _waiting_outside(database: Database) -> list[str]:
     return [row["queue"] for row in database.run(statements.WAITING_OUTSIDE, {"queues": list(JOB_QUEUES)})]
 
 
-def repair(database: Database, client: redis.Redis, settings: Settings, *, thorough: bool = False) -> int:
+def repair(
+    database: Database,
+    client: redis.Redis,
+    settings: Settings,
+    *,
+    thorough: bool = False,
+    queues: Sequence[str] = JOB_QUEUES,
+    settle: float = SETTLE_SECONDS,
+) -> int:
     """Publishes again what should be in a list and isn't. Counts are the cheap trigger, the ids decide.
 
     A message in `unacked` does not count as present: its worker may be dead, and a needless copy is harmless.
     """
-    settled = database.run(statements.SETTLED, {"queues": list(JOB_QUEUES), "settle": SETTLE_SECONDS})
+    settled = database.run(statements.SETTLED, {"queues": list(queues), "settle": settle})
     if not settled:
         return 0
     thorough = thorough or bool(client.set(CHECKED_KEY, 1, nx=True, ex=CHECK_SECONDS))
@@ -81,7 +99,7 @@ def repair(database: Database, client: redis.Redis, settings: Settings, *, thoro
             continue
         present = {messages.job_id_of(message) for message in client.lrange(queue, 0, -1)}  # type: ignore[union-attr]
         lost = expected - present
-        rows = database.run(statements.PUBLISH_AGAIN, {"ids": list(lost), "settle": SETTLE_SECONDS}) if lost else []
+        rows = database.run(statements.PUBLISH_AGAIN, {"ids": list(lost), "settle": settle}) if lost else []
         send(rows, client, settings)
         repaired += len(rows)
     return repaired

@@ -1,0 +1,64 @@
+"""What the scripts ask PostgreSQL. Everything here only looks; what moves a job is in `app/jobs/statements.py`.
+
+Ages are seconds by the database's clock: this machine's may be wrong.
+"""
+
+from app.jobs.statements import SHOWN
+
+
+def _seconds(interval: str, name: str) -> str:
+    return f"EXTRACT(EPOCH FROM {interval})::float AS {name}"
+
+
+JOB = f"""
+SELECT {SHOWN}, node, pid, published_at, cancel_requested_at, lease_expires_at,
+    {_seconds("now() - heartbeat_at", "heartbeat_age")}, {_seconds("lease_expires_at - now()", "lease_left")},
+    {_seconds("run_at - now()", "due_in")}, {_seconds("now() - published_at", "published_age")},
+    {_seconds("now() - finished_at", "finished_age")}, {_seconds("now() - cancel_requested_at", "cancel_age")}
+FROM jobs WHERE id = %(id)s
+"""
+
+ATTEMPTS = "SELECT attempt, worker, error, started_at, ended_at FROM job_attempts WHERE job_id = %(id)s ORDER BY id"
+STEPS = "SELECT name, created_at FROM job_steps WHERE job_id = %(id)s ORDER BY created_at"
+FILES = """
+SELECT files.id, files.name, files.size FROM job_files JOIN files ON files.id = file_id WHERE job_id = %(id)s
+"""
+
+STATUSES = "SELECT id, status FROM jobs WHERE id = ANY(%(ids)s::uuid[])"
+
+# A run was counted, and another is to come or has begun. Both sides are walks of small indexes.
+RETRYING = f"""
+SELECT id, kind, queue, status, attempt, max_attempts, error, worker, {_seconds("run_at - now()", "due_in")}
+FROM jobs WHERE (status = 'queued' AND attempt > 0) OR (status = 'running' AND attempt > 1)
+ORDER BY status DESC, run_at
+"""
+
+# Rows that have a message, or should have one; and those that wait for room in the window, or for their time.
+QUEUED = f"""
+SELECT q.queue,
+    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NOT NULL)
+        AS published,
+    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NULL
+        AND j.run_at <= now()) AS outside,
+    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NULL
+        AND j.run_at > now()) AS later,
+    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'running') AS running,
+    {
+    _seconds(
+        '''now() - LEAST(
+        (SELECT min(j.run_at) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued'
+            AND j.published_at IS NULL AND j.run_at <= now()),
+        (SELECT min(j.run_at) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued'
+            AND j.published_at IS NOT NULL))''',
+        "oldest_seconds",
+    )
+}
+FROM unnest(%(queues)s::text[]) WITH ORDINALITY AS q (queue, position) ORDER BY q.position
+"""
+
+# What has been gone longer than rescue needs: the ids as well, to be looked up.
+EXPIRED = f"""
+SELECT id, kind, worker, {_seconds("now() - lease_expires_at", "expired_age")} FROM jobs
+WHERE status = 'running' AND lease_expires_at < now() - %(patience)s * interval '1 second'
+ORDER BY lease_expires_at LIMIT 100
+"""

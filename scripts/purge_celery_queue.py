@@ -1,0 +1,85 @@
+"""Throws a queue's messages away, and says which jobs come back from PostgreSQL by themselves, and what does not.
+
+python scripts/purge_celery_queue.py low_priority --dry-run
+"""
+
+import sys
+from collections import Counter
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from app.jobs.dispatch import CHECK_SECONDS, SETTLE_SECONDS
+from scripts import helper, looks
+from scripts.broker import Broker, Message
+from scripts.helper import FINE, FOUND, AsJson, DryRun, Queues, Script, Yes, count
+
+# Dispatch comes every two seconds.
+BACK_SECONDS = SETTLE_SECONDS + 5
+
+
+def main(queues: Queues = None, as_json: AsJson = False, dry_run: DryRun = False, yes: Yes = False) -> None:
+    """Exits 0: purged, or empty. 1 with --dry-run: there is something to purge."""
+    script = Script(as_json)
+    names = script.queues(queues)
+    broker = Broker(script.redis, script.celery)
+    # Asked before anything is gone: without PostgreSQL nobody could say what comes back.
+    rows = {row["queue"]: row for row in script.sql(looks.QUEUED, {"queues": names})}
+    depths = broker.depths(names)
+    if dry_run or not any(depths.values()):
+        seen = {queue: [(m.task, m.job_id) for m in broker.waiting(queue)] for queue in names}
+        _tell(script, "Would purge", seen, rows, broker)
+        script.done(FOUND if any(depths.values()) else FINE, would_purge=depths, **_returns(script, seen))
+    total = count(sum(depths.values()), "message")
+    script.confirm(f"{total} will be deleted from {', '.join(names)}.", yes)
+    purged: dict[str, list[tuple[str | None, Any]]] = {queue: [] for queue in names}
+    for queue in names:
+
+        def keep(message: Message, queue: str = queue) -> None:
+            purged[queue].append((message.task, message.job_id))
+
+        broker.purge(queue, token_hex(4), keep)
+    _tell(script, "Purged", purged, rows, broker)
+    script.done(FINE, purged={queue: len(found) for queue, found in purged.items()}, **_returns(script, purged))
+
+
+def _returns(script: Script, found: dict[str, list[tuple[str | None, Any]]]) -> dict[str, Any]:
+    """What comes back, by what PostgreSQL says of the jobs now."""
+    ids = list({job_id for messages in found.values() for _, job_id in messages if job_id})
+    status = {row["id"]: row["status"] for row in script.sql(looks.STATUSES, {"ids": ids})}
+    others = Counter(task or "not readable" for messages in found.values() for task, job_id in messages if not job_id)
+    return {
+        "comes_back": sum(status.get(job_id) == "queued" for job_id in ids),
+        "not_needed": sum(status.get(job_id) != "queued" for job_id in ids),
+        "lost": dict(others),
+    }
+
+
+def _tell(script: Script, verb: str, found: dict[str, list[tuple[str | None, Any]]], rows: Any, broker: Broker) -> None:
+    for queue, messages in found.items():
+        row = rows[queue]
+        outside = f"; {row['outside']:,} more jobs wait in PostgreSQL behind it" if row["outside"] else ""
+        script.say(f"{verb} {count(len(messages), 'message')} of {queue}{outside}.")
+    what = _returns(script, found)
+    script.say(
+        f"Comes back: {count(what['comes_back'], 'job')} that are queued in PostgreSQL. Repair sends them again within "
+        f"about {BACK_SECONDS} s (at most {CHECK_SECONDS} s) while beat and worker-maintenance run."
+    )
+    script.say(f"Does not: messages of {count(what['not_needed'], 'job')} that run or are over; nobody needs them.")
+    if what["lost"]:
+        said = ", ".join(f"{number} {task}" for task, number in what["lost"].items())
+        script.say(
+            f"Does not: {said}. Maintenance comes again with its next tick; a task of your own is lost.", "yellow"
+        )
+    held = sum(1 for _ in broker.held())
+    if held:
+        script.say(f"Not touched: {count(held, 'message')} that workers hold.")
+    script.next(
+        "rebuild_queue.py brings the jobs back at once; task_manager.py revoke ID or the API's cancel ends a job."
+    )
+
+
+if __name__ == "__main__":
+    helper.run(main)

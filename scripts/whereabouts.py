@@ -1,0 +1,261 @@
+"""Where a job or any other Celery task is: its row, its messages, who holds it, its result; and what that means."""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from psycopg.rows import DictRow
+
+from app.queues import ALL_QUEUES
+from app.settings import Settings
+from scripts import looks
+from scripts.broker import Broker, Held, Message, Worker
+from scripts.helper import FINE, FOUND, Script, age, stop
+
+# From the moment a row is marked to the moment when its message is in the list or with a worker.
+UNDER_WAY_SECONDS = 15
+
+
+class Verdict(NamedTuple):
+    """What a state means: a word, sentences for people, what to do next, and the exit code for it."""
+
+    state: str
+    text: str
+    next: str
+    code: int
+
+
+@dataclass
+class Whereabouts:
+    """All places where a task was found."""
+
+    id: str
+    job_id: UUID | None
+    row: DictRow | None
+    waiting: list[tuple[str, int, Message]] = field(default_factory=list)  # queue, position from 1, message
+    held: list[Held] = field(default_factory=list)
+    active: list[tuple[str, dict[str, Any]]] = field(default_factory=list)  # worker, request
+    reserved: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    scheduled: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    revoked: list[str] = field(default_factory=list)  # workers that will not run it
+    results: dict[str, tuple[dict[str, Any], int]] = field(default_factory=dict)  # task id -> result, seconds left
+    workers: dict[str, Worker] = field(default_factory=dict)
+
+    @property
+    def is_known(self) -> bool:
+        found = self.row or self.waiting or self.held or self.active or self.reserved or self.scheduled or self.results
+        return bool(found)
+
+    @property
+    def is_in_celery(self) -> bool:
+        """Somewhere from where it could still run."""
+        return bool(self.waiting or self.held or self.active or self.reserved or self.scheduled)
+
+    def consumers(self, queue: str) -> list[str]:
+        return [worker.name for worker in self.workers.values() if queue in worker.queues]
+
+    def facts(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "id": self.id,
+            "job_id": self.job_id,
+            "job": self.row and {name: self.row[name] for name in ("status", "kind", "queue", "attempt", "worker")},
+            "waiting": [{"queue": queue, "position": at, "id": found.id} for queue, at, found in self.waiting],
+            "unacked": [{"queue": held.queue, "id": held.message.id, "tag": held.tag} for held in self.held],
+            "active": [worker for worker, _ in self.active],
+            "reserved": [worker for worker, _ in self.reserved],
+            "scheduled": [{"worker": worker, "eta": request.get("eta")} for worker, request in self.scheduled],
+            "revoked": self.revoked,
+            "results": [
+                {"id": name, "status": result.get("status"), "seconds_left": left if left >= 0 else None}
+                for name, (result, left) in self.results.items()
+            ],
+        }
+
+
+def read_id(text: str) -> tuple[str, UUID | None]:
+    """A task's id as Celery has it, and the job it speaks of, if it has the shape of one: a job's id, or a message's,
+    which begins with it."""
+    text = text.strip()
+    if not re.fullmatch(r"[\w.:@-]{1,200}", text):
+        stop(f"{text[:50]!r} is not an id: take a job's id as the API shows it, or a Celery task's.")
+    found = re.fullmatch(r"([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})(:\w+)?", text)
+    return (text.lower(), UUID(found[1])) if found else (text, None)
+
+
+def find(script: Script, text: str) -> Whereabouts:
+    """Looks everywhere.
+
+    Raises:
+        SystemExit: with 2: the id is none, a server cannot be reached, or nobody knows the task.
+    """
+    found = look(script, text)
+    if not found.is_known:
+        days = script.settings.job_retention_days
+        kept = f"jobs are kept {f'{days} days' if days else 'for ever'}"
+        stop(
+            f"Nobody knows {found.id}: there is no such job in PostgreSQL, no message in Redis, no worker that has it, "
+            f"and no result. It never existed, or it was over long ago ({kept}, Celery's results "
+            f"{age(script.settings.result_expires)}).",
+            state="unknown",
+        )
+    return found
+
+
+def look(script: Script, text: str) -> Whereabouts:
+    """As `find`, but finding nothing is an answer too."""
+    task_id, job_id = read_id(text)
+    rows = script.sql(looks.JOB, {"id": job_id}) if job_id else []
+    broker = Broker(script.redis, script.celery, results=script.results)
+    found = Whereabouts(task_id, job_id, rows[0] if rows else None, workers=broker.workers())
+    found.waiting, found.held = in_redis(broker, task_id)
+    for worker in found.workers.values():
+        for place in ("active", "reserved", "scheduled"):
+            mine = [(worker.name, request) for request in getattr(worker, place) if is_about(request["id"], task_id)]
+            getattr(found, place).extend(mine)
+        if any(is_about(revoked, task_id) for revoked in worker.revoked):
+            found.revoked.append(worker.name)
+    # A job's own results are in its row. Of what a message of it left in Celery's, the id would have to be known.
+    seen = {task_id} | {message.id for _, _, message in found.waiting if message.id}
+    for name in seen:
+        result, left = broker.result(name)
+        if result is not None:
+            found.results[name] = (result, left)
+    return found
+
+
+def is_about(celery_id: str | None, task_id: str) -> bool:
+    """Whether a message's id is this task's, or that of a message of this job."""
+    return celery_id is not None and (celery_id == task_id or celery_id.startswith(f"{task_id}:"))
+
+
+def in_redis(broker: Broker, task_id: str) -> tuple[list[tuple[str, int, Message]], list[Held]]:
+    """Its messages that wait (queue, position, message), and those that are not acknowledged."""
+    waiting = [
+        (queue, position, message)
+        for queue in ALL_QUEUES
+        for position, message in enumerate(broker.waiting(queue), 1)
+        if is_about(message.id, task_id)
+    ]
+    return waiting, [held for held in broker.held() if is_about(held.message.id, task_id)]
+
+
+def withdraw(script: Script, found: Whereabouts) -> None:
+    """Ends a Celery task: tells all workers to drop it, and takes its messages away, so that a worker that starts later
+    finds none. One that runs is stopped with its child."""
+    script.celery.control.revoke(found.id, terminate=bool(found.active))
+    take_away(script, found)
+
+
+def take_away(script: Script, found: Whereabouts) -> None:
+    """Its messages, waiting ones and those that a worker has: that one does not notice."""
+    broker = Broker(script.redis, script.celery)
+    broker.remove((message, 0) for _, _, message in found.waiting)
+    broker.drop_held(held.tag for held in found.held)
+
+
+def judge(found: Whereabouts, settings: Settings) -> Verdict:
+    """What its state means and what to do about it."""
+    if found.row is None:
+        return _task(found)
+    status = found.row["status"]
+    if status == "queued":
+        return _queued(found, found.row)
+    if status == "running":
+        return _running(found.row, settings)
+    row = found.row
+    over = f"It ended {age(row['finished_age'])} ago, after {row['attempt']} of {row['max_attempts']} runs."
+    if status == "failed":
+        why = f"{row['error']['type']}: {row['error']['message']}"
+        return Verdict("failed", f"{over} {why}", "mend the cause, then POST /api/jobs/ID/retry runs it again.", FOUND)
+    left = f" {len(found.waiting)} of its messages still wait; workers drop them." if found.waiting else ""
+    hint = "task_manager.py cleanup ID takes them away." if found.waiting else "nothing; its result is in its row."
+    return Verdict(status, over + left, hint, FINE)
+
+
+def _queued(found: Whereabouts, row: DictRow) -> Verdict:
+    queue, consumers = row["queue"], found.consumers(row["queue"])
+    nobody = f"no worker that answers consumes {queue}: make ps, or start_celery_worker.sh {queue}"
+    if row["due_in"] > 0:
+        if row["attempt"]:
+            why = f"{row['error']['type']}: {row['error']['message']}" if row["error"] else "its worker was lost"
+            text = (
+                f"It will be retried in {age(row['due_in'])}, run {row['attempt'] + 1} of {row['max_attempts']}; {why}"
+            )
+            return Verdict("waits for its retry", text, "wait; or stop_retries.py ID ends it.", FINE)
+        text = f"It was asked for at {row['run_at']:%Y-%m-%d %H:%M:%S} UTC, in {age(row['due_in'])}."
+        return Verdict("waits for its time", text, "wait; or task_manager.py revoke ID.", FINE)
+    if found.active or found.reserved or found.held:
+        holder = next((worker for worker, _ in [*found.active, *found.reserved]), None)
+        if holder:
+            return Verdict("taken", f"{holder} has its message and is about to run it.", "look again.", FINE)
+        text = "Its message is unacknowledged, and no worker that answers has it: the one that took it is gone."
+        return Verdict("lost", text, f"wait a minute (repair sends another), or rebuild_queue.py {queue} now.", FOUND)
+    if found.waiting:
+        where, position, _ = found.waiting[0]
+        copies = f" (and {len(found.waiting) - 1} copies behind it)" if len(found.waiting) > 1 else ""
+        text = f"Its message is number {position} in {where}{copies}; consumed by {', '.join(consumers) or 'nobody'}."
+        return Verdict("waits in its queue", text, "wait." if consumers else nobody, FINE if consumers else FOUND)
+    if row["published_at"] is None:
+        text = f"It waits in PostgreSQL until {queue} has room for its message: dispatch sends the oldest ones first."
+        return Verdict("waits for dispatch", text, "wait; if it does not move: debug_beat_service.py", FINE)
+    if row["published_age"] < UNDER_WAY_SECONDS:
+        return Verdict("under way", "Its message was sent just now.", "look again in 15 s.", FINE)
+    text = f"Its message was sent {age(row['published_age'])} ago and is nowhere: Redis lost it, or its worker died."
+    return Verdict("lost", text, f"wait a minute (repair sends another), or rebuild_queue.py {queue} now.", FOUND)
+
+
+def _running(row: DictRow, settings: Settings) -> Verdict:
+    text = (
+        f"{row['worker']} runs it (child {row['pid']}), run {row['attempt']} of {row['max_attempts']}; "
+        f"last heartbeat {age(row['heartbeat_age'])} ago."
+    )
+    if row["lease_left"] < 0:
+        text += f" Its lease ran out {age(-row['lease_left'])} ago: the worker is dead or cut off."
+        return Verdict("abandoned", text, "rescue takes it within 10 s; if it stays: debug_beat_service.py", FOUND)
+    if row["cancel_requested_at"] is not None:
+        text += (
+            f" A cancel was recorded {age(row['cancel_age'])} ago: it ends at its next checkpoint, by force after "
+            f"{settings.cancel_grace_seconds:g} s, and can't succeed any more."
+        )
+        return Verdict("being cancelled", text, "look again.", FINE)
+    return Verdict("running", text, "wait; or task_manager.py revoke ID.", FINE)
+
+
+def _task(found: Whereabouts) -> Verdict:
+    """A Celery task that is no job, or a message whose job is gone."""
+    gone = " It speaks of a job that is not in PostgreSQL: a worker will drop it." if found.job_id else ""
+    if found.active:
+        return Verdict("STARTED", f"{found.active[0][0]} runs it.{gone}", "wait; or task_manager.py revoke ID.", FINE)
+    held_by = found.scheduled or found.reserved
+    if held_by:
+        worker, request = held_by[0]
+        when = f" until {request['eta']}" if found.scheduled else ""
+        if worker in found.revoked:
+            text = f"{worker} holds it{when} and will then drop it: it is revoked."
+            return Verdict("REVOKED", text, "nothing.", FINE)
+        text = f"{worker} holds it{when}.{gone}"
+        return Verdict("PENDING", text, "wait; or stop_retries.py ID ends it.", FINE)
+    if found.waiting:
+        queue, position, message = found.waiting[0]
+        consumers = found.consumers(queue)
+        text = f"{message.task}, number {position} in {queue}; consumed by {', '.join(consumers) or 'nobody'}.{gone}"
+        hint = "wait; or task_manager.py revoke ID." if consumers else f"start_celery_worker.sh {queue}"
+        return Verdict("PENDING", text, hint, FINE if consumers else FOUND)
+    if found.held:
+        since = found.held[0]
+        text = (
+            f"It is unacknowledged ({since.message.task}) and no worker that answers has it: the one that did is gone."
+        )
+        hint = "Redis hands it out again after the visibility timeout; stop_retries.py ID takes it away."
+        return Verdict("PENDING", text + gone, hint, FOUND)
+    if not found.results:
+        return Verdict("gone", "It is nowhere any more.", "nothing.", FINE)
+    [(result, left), *_] = found.results.values()
+    status = str(result.get("status"))
+    kept = f"Redis forgets this in {age(left)}." if left >= 0 else "Redis never forgets this: cleanup_redis_manual.py"
+    failed = status not in ("SUCCESS", "REVOKED", "IGNORED")
+    error = result.get("result") if failed else None
+    said = f" {error.get('exc_type')}: {error.get('exc_message')}" if isinstance(error, dict) else ""
+    return Verdict(status, f"It is over: {status}.{said} {kept}", "nothing.", FOUND if failed else FINE)

@@ -1,0 +1,89 @@
+"""The scripts are run as people run them: as processes, against real servers."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from app.jobs import messages
+from tests import processes
+from tests.processes import ROOT, Process
+from tests.servers import Redis, free_port
+
+# What it takes to say that something cannot be reached, the start of Python included.
+LONGEST_SECONDS = 15
+
+
+class Ran:
+    """How a script ended: `code`, `out`, `err`, and `json` where it was asked for."""
+
+    def __init__(self, done: "subprocess.CompletedProcess[str]", *, as_json: bool) -> None:
+        self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
+        self.json: Any = json.loads(done.stdout) if as_json and done.stdout else None
+
+    def __repr__(self) -> str:
+        return f"exit code {self.code}\n{self.out}{self.err}"
+
+
+@pytest.fixture
+def script(environment: Redis, tmp_path: Path) -> Callable[..., Ran]:
+    """script("task_manager", "status", id, **env) -> how it ended. JSON is asked for unless `text=True`."""
+
+    def run(name: str, *arguments: object, text: bool = False, seconds: float = 60, **env: str) -> Ran:
+        command = [sys.executable, f"scripts/{name}.py", *map(str, arguments), *([] if text else ["--json"])]
+        done = subprocess.run(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **env},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
+            stdin=subprocess.DEVNULL,
+        )
+        ran = Ran(done, as_json=not text)
+        assert "Traceback" not in ran.err + ran.out, ran
+        assert "secret" not in ran.err + ran.out, ran  # every password of the tests
+        return ran
+
+    return run
+
+
+@pytest.fixture
+def looping(tmp_path: Path, redis: Redis, db: object) -> Iterator[Callable[..., Process]]:
+    """looping(**env) -> a worker for all queues that knows the tasks in looping.py."""
+    with ExitStack() as stack:
+
+        def begin(**env: object) -> Process:
+            queues = "high_priority,default,low_priority,maintenance"
+            folder = tmp_path / f"worker-{free_port()}"
+            folder.mkdir()
+            module = "tests.integration.scripts.looping"
+            return stack.enter_context(processes.running(module, folder, "worker", **{"WORKER_QUEUES": queues, **env}))
+
+        yield begin
+
+
+@pytest.fixture
+def foreign(redis: Redis) -> Iterator[dict[bytes, bytes]]:
+    """Somebody else's keys in the same Redis, some with names like ours; at the end they are as they were."""
+    client = redis.client
+    for number in range(100):
+        client.set(f"shop:cart:{number}", "x")
+        client.hset(f"other:unacked:{number}", "tag", "[]")
+        client.lpush(f"other:default:{number}", "{}")
+    client.lpush("other:default", messages.envelope("their_task", "default", "their-id", []))
+    client.hset("other:unacked", "tag", json.dumps([{"headers": {"id": "their-id"}}, "", "default"]))
+    client.set("other:celery-task-meta-their-id", "{}")
+    client.set("celery-task", "x")
+    names: list[bytes] = client.keys("*")  # type: ignore[assignment]
+    before = {name: client.dump(name) for name in names}
+    yield before  # type: ignore[misc]
+    assert {name: client.dump(name) for name in before} == before
+    assert not any(client.ttl(name) != -1 for name in before)

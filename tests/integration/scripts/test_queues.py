@@ -1,0 +1,115 @@
+"""`purge_celery_queue.py`, `purge_celery_duplicates.py`, `rebuild_queue.py`."""
+
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+from psycopg import Connection
+from psycopg.rows import DictRow
+
+from app.jobs import messages
+from app.queues import MAINTENANCE
+from tests.integration.conftest import Jobs
+from tests.integration.scripts.conftest import Ran
+from tests.integration.test_dispatch import waiting
+from tests.servers import Redis
+from tests.waiting import until
+
+Script = Callable[..., Ran]
+OVER = {"status": "succeeded", "finished_at": "now()", "result": "{}"}
+
+
+def test_a_purge_says_what_comes_back(script: Script, jobs: Jobs, redis: Redis, foreign: object) -> None:
+    queued = [jobs.start() for _ in range(20)]
+    jobs.send(jobs.insert(**OVER))
+    other = jobs.start(queue="low_priority", priority="low")
+    for priority in ("", "\x06\x163", "\x06\x169"):
+        redis.client.lpush(f"default{priority}", messages.envelope("nap", "default", uuid4().hex, []))
+    ran = script("purge_celery_queue", "default")
+    assert ran.code == 2  # nobody can be asked
+    ran = script("purge_celery_queue", "default", "--dry-run")
+    assert (ran.code, ran.json["would_purge"]) == (1, {"default": 24})
+    assert redis.length("default") == 22
+    ran = script("purge_celery_queue", "default", "--yes")
+    assert ran.code == 0
+    assert ran.json["purged"] == {"default": 24}
+    assert (ran.json["comes_back"], ran.json["not_needed"], ran.json["lost"]) == (20, 1, {"nap": 3})
+    assert not redis.client.exists("default", "default\x06\x163", "default\x06\x169")
+    assert not redis.client.keys("jobstack:purged:*")
+    assert waiting(redis, "low_priority") == [other]
+    assert script("rebuild_queue", "--dry-run").json["would_repair"]["default"] == 20
+    ran = script("rebuild_queue", "default")
+    assert (ran.code, ran.json["repaired"]) == (0, 20)
+    assert set(waiting(redis)) == set(queued)
+    # Empty is fine too.
+    assert script("purge_celery_queue", MAINTENANCE, "--yes").code == 0
+
+
+def test_what_is_purged_comes_back_by_itself(
+    script: Script, jobs: Jobs, redis: Redis, start: Callable[..., Any]
+) -> None:
+    job_id = jobs.start()
+    text = script("purge_celery_queue", "--yes", text=True).out
+    assert "Comes back: 1 job" in text
+    assert "within about 15 s" in text
+    for name in ("worker", "worker-maintenance", "beat"):
+        start(name)
+    assert jobs.finished(job_id)["status"] == "succeeded"
+
+
+def test_500_duplicates_leave_the_oldest(script: Script, jobs: Jobs, redis: Redis, foreign: object) -> None:
+    many = [jobs.start() for _ in range(10)]
+    for _ in range(49):
+        jobs.send(*many)
+    copy: Any = redis.client.lindex("default", 0)
+    redis.client.lpush("default", *[copy] * 10)  # replayed byte for byte
+    finished, gone = jobs.insert(**OVER), uuid4()
+    jobs.send(finished)
+    redis.client.lpush("default", messages.envelope("run_job", "default", f"{gone}:1", [str(gone)]), "not JSON")
+    oldest: list[bytes] = redis.client.lrange("default", -10, -1)  # type: ignore[assignment]
+    ran = script("purge_celery_duplicates", "default", "--dry-run")
+    assert (ran.code, ran.json["would_remove"]) == (1, {"default": {"duplicates": 500, "finished": 2}})
+    assert redis.length("default") == 513
+    ran = script("purge_celery_duplicates", "--yes")
+    assert (ran.code, ran.json["removed"]) == (0, 502)
+    assert redis.client.lrange("default", 1, -1) == oldest
+    left: Any = redis.client.lindex("default", 0)
+    assert left == b"not JSON"  # not ours to judge
+    assert script("purge_celery_duplicates", "--yes").json["removed"] == 0
+
+
+def test_no_job_is_lost_while_workers_run(script: Script, jobs: Jobs, redis: Redis, start: Callable[..., Any]) -> None:
+    many = [jobs.start() for _ in range(200)]
+    for _ in range(4):
+        jobs.send(*many)
+    start("worker", WORKER_MAX_TASKS_PER_CHILD=1000)
+    for _ in range(3):
+        assert script("purge_celery_duplicates", "--yes").code == 0
+    for job_id in many:
+        assert jobs.finished(job_id)["attempt"] == 1
+    until(lambda: redis.length("default") == 0, "copies are dropped")
+
+
+def test_rebuilding_after_redis_lost_everything(
+    script: Script, db: Connection[DictRow], jobs: Jobs, redis: Redis, foreign: dict[bytes, bytes]
+) -> None:
+    published = [jobs.start() for _ in range(30)]
+    new = [jobs.insert() for _ in range(5)]
+    redis.client.delete("default")
+    ran = script("rebuild_queue", "--dry-run")
+    assert (ran.code, ran.json["would_repair"]["default"], ran.json["would_publish"]["default"]) == (1, 30, 5)
+    assert redis.length("default") == 0
+    ran = script("rebuild_queue", QUEUE_WINDOW="33")
+    assert (ran.code, ran.json["published"], ran.json["repaired"]) == (0, 3, 30)
+    assert len(waiting(redis)) == 33
+    script("rebuild_queue")
+    assert set(waiting(redis)) == {*published, *new}
+    assert len(waiting(redis)) == 35
+    assert script("rebuild_queue", "--dry-run").code == 0
+
+
+def test_an_unknown_queue_is_one_sentence(script: Script, db: object) -> None:
+    for name in ("purge_celery_queue", "purge_celery_duplicates", "rebuild_queue"):
+        ran = script(name, "defualt", text=True)
+        assert (ran.code, ran.err.count("\n")) == (2, 1)
+        assert "'defualt'" in ran.err
