@@ -266,10 +266,10 @@ def _open_store(url: str) -> ObjectStore:
     parts = urlsplit(url)
     if parts.scheme == "file":
         return LocalStore(unquote(parts.path), mkdir=True)
-    # Credentials come from AWS_* variables; every request has a time limit, as everything on a network has here. By
-    # default it is tried ten times, for minutes: a job is tried again anyway, and so is a clean-up.
+    # Credentials come from AWS_* variables. A storage that says nothing for 30 s is given up; a download may take as long
+    # as its reader. By default each request is tried ten times, for minutes: who asks for a file tries again anyway.
     return S3Store.from_url(
         url,
-        client_options={"timeout": "30s", "connect_timeout": "5s"},
+        client_options={"connect_timeout": "5s", "read_timeout": "30s", "timeout": "1h", "allow_http": True},
         retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=10)},
     )
