@@ -266,8 +266,8 @@ def _open_store(url: str) -> ObjectStore:
     parts = urlsplit(url)
     if parts.scheme == "file":
         return LocalStore(unquote(parts.path), mkdir=True)
-    # Credentials come from AWS_* variables. A storage that says nothing for 30 s is given up; a download may take as long
-    # as its reader. By default each request is tried ten times, for minutes: who asks for a file tries again anyway.
+    # Credentials come from AWS_* variables. A storage that says nothing for 30 s is given up; a download may take as
+    # long as its reader. By default a request is tried ten times, for minutes: who asks for a file tries again anyway.
     return S3Store.from_url(
         url,
         client_options={"connect_timeout": "5s", "read_timeout": "30s", "timeout": "1h", "allow_http": True},

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import redis
 
+from app.celery_app import celery_app
 from app.database import Database
 from app.jobs import messages
 from app.settings import Settings
@@ -34,10 +35,11 @@ FIRST: dict[bytes, tuple[Any, ...]] = {b"string": ("GET",), b"list": ("LINDEX", 
 # A client reads its replies within seconds; the list of one that was killed stays (kombu 5.6 gives it no TTL).
 REPLIES_SECONDS = 60
 
-# Bindings are members of sets without a TTL, and whoever is killed leaves theirs there. Nothing says whose one is, so
-# the rule is: it was there at an earlier look, at least so many seconds ago, and
-# - celery.pidbox (commands to workers), celeryev (events): there are more bindings than listeners, so some are of the
-#   dead. A living one may go with them: these exchanges send by PUBLISH and never read their bindings.
+# Bindings are members of sets without a TTL, and whoever is killed leaves theirs there. One goes if it was there at an
+# earlier look, at least so many seconds ago, and
+# - celery.pidbox (commands to workers): there are more bindings than listeners, and its worker does not answer.
+# - celeryev (events): there are more bindings than listeners. Whose one is, nothing says; a living client's may go too,
+#   which costs nothing: both these exchanges send by PUBLISH, and never read their bindings.
 # - reply.celery.pidbox: nothing more. These are read for each reply, but a living client's stands there only for the
 #   seconds in which it waits, and comes back with its next question: at worst, one `inspect` gets no answer.
 LOOK_SECONDS = 600
@@ -112,7 +114,7 @@ def _seconds_left(key: bytes, first: Any, now: int, result_expires: int) -> int 
 
 
 def _remove_bindings(client: redis.Redis) -> int:
-    """Removes members that were there at an earlier look. Returns how many."""
+    """Returns how many."""
     if not client.set(LOOKED_KEY, 1, nx=True, ex=LOOK_SECONDS):
         return 0
     removed = 0
@@ -123,13 +125,19 @@ def _remove_bindings(client: redis.Redis) -> int:
         # An empty message is none to kombu. The answer is how many heard it.
         database = client.connection_pool.connection_kwargs.get("db", 0)
         listeners = cast(int, client.publish(f"/{database}.{topic}", "")) if topic else 0
-        before = after = cast(int, client.scard(key))
-        if before > listeners:
-            after = cast(int, client.sdiffstore(key, [key, seen]))
+        if cast(int, client.scard(key)) > listeners and (dead := cast(set[bytes], client.sinter(key, seen))):
+            if exchange == "celery.pidbox":
+                living = [name for answer in celery_app.control.ping(timeout=1) for name in answer]
+                dead = {member for member in dead if not member.endswith(tuple(_mailbox(name) for name in living))}
+            removed += cast(int, client.srem(key, *dead)) if dead else 0
         client.sunionstore(seen, [key])
         client.expire(seen, SEEN_SECONDS)
-        removed += max(0, before - after)
     return removed
+
+
+def _mailbox(worker: str) -> bytes:
+    """How the binding of a worker's queue for commands ends: routing key, pattern and queue, with separators."""
+    return f"\x06\x16{worker}.celery.pidbox".encode()
 
 
 def _ask(client: redis.Redis, commands: list[tuple[Any, ...]]) -> list[Any]:
