@@ -37,9 +37,6 @@ async def key_name(
     return found
 
 
-async def authenticate(request: Request) -> None:
+async def authenticate(request: Request) -> str:
     """As the dependency does, but before a byte of the body is read."""
-    await key_name(request, await _bearer(request))
-
-
-KeyName = Annotated[str, Depends(key_name)]
+    return await key_name(request, await _bearer(request))

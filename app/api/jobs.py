@@ -11,12 +11,11 @@ from psycopg.rows import DictRow
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.convertors import StringConvertor, register_url_convertor
 
-from app.api.auth import KeyName
 from app.api.errors import Problem, responses, too_large
 from app.api.strict_json import JsonRoute
 from app.api.within import within
 from app.jobs import statements
-from app.jobs.create import create, new_job
+from app.jobs.create import new_job
 from app.jobs.kinds import all_kinds
 from app.jobs.requests import (
     IdempotencyKey,
@@ -98,6 +97,7 @@ def make_router(kinds: Sequence[str]) -> APIRouter:
     @router.post(
         "",
         status_code=202,
+        response_model=Job,
         responses={
             200: {"model": Job, "description": "The job that this key made before", "headers": LOCATION},
             202: {"description": "A new job", "headers": LOCATION},
@@ -106,31 +106,28 @@ def make_router(kinds: Sequence[str]) -> APIRouter:
     )
     async def create_job(
         request: Request,
-        response: Response,
-        key: KeyName,
         body: one_job,  # type: ignore[valid-type]
         idempotency_key: KeyHeader = None,
-    ) -> Job:
+    ) -> Response:
         """Accepts a job. 202 means: committed in PostgreSQL, it will be run whatever happens to the queue."""
         if len(request.headers.getlist("idempotency-key")) > 1:
             raise Problem(422, "two-keys", "There are two Idempotency-Key headers; send one.")
-        [(row, created)] = await _create(request, [new_job(body, idempotency_key)], key)
-        response.status_code = 202 if created else 200
-        response.headers["Location"] = f"/api/jobs/{row['id']}"
-        return shown(row)
+        row, new = await within(request.app.state.creator.one(_new_job(request, body, idempotency_key)))
+        return _job(row, 202 if new else 200, {"Location": f"/api/jobs/{row['id']}"})
 
     @router.post("/batch", status_code=202, responses=responses(400, 401, 413, 415, 422, 503))
-    async def create_jobs(request: Request, key: KeyName, body: many_jobs) -> CreatedJobs:  # type: ignore[valid-type]
+    async def create_jobs(request: Request, body: many_jobs) -> CreatedJobs:  # type: ignore[valid-type]
         """Accepts up to 1,000 jobs, all or none. Each may carry its own `idempotency_key`."""
         if "idempotency-key" in request.headers:
             detail = "A batch has no key of its own: give each job its idempotency_key, and leave the header out."
             raise Problem(422, "key-on-batch", detail)
         items = body.jobs  # type: ignore[attr-defined]
-        rows = await _create(request, [new_job(item, item.idempotency_key) for item in items], key)
+        jobs = [_new_job(request, item, item.idempotency_key) for item in items]
+        rows = await within(request.app.state.creator.all_or_none(jobs))
         return CreatedJobs(jobs=[shown(row) for row, _ in rows])
 
     @router.get("", responses=responses(401, 422, 503))
-    async def list_jobs(request: Request, key: KeyName, filters: Annotated[JobFilter, Query()]) -> JobPage:
+    async def list_jobs(request: Request, filters: Annotated[JobFilter, Query()]) -> JobPage:
         """Jobs, newest first. A page costs the same wherever it is."""
         if len(request.query_params.multi_items()) > len(request.query_params):
             raise Problem(422, "repeated-parameter", "A parameter is given twice; give each of them once.")
@@ -144,18 +141,18 @@ def make_router(kinds: Sequence[str]) -> APIRouter:
         page, more = rows[: filters.limit], rows[filters.limit :]
         return JobPage(jobs=[shown(row) for row in page], next_cursor=_cursor(page[-1]) if more else None)
 
-    @router.get("/{job_id:one_job}", responses=responses(401, 404, 422, 503))
-    async def get_job(request: Request, key: KeyName, job_id: UUID) -> Job:
+    @router.get("/{job_id:one_job}", response_model=Job, responses=responses(401, 404, 422, 503))
+    async def get_job(request: Request, job_id: UUID) -> Response:
         """One job."""
-        return shown(await _get(request, job_id))
+        return _job(await _get(request, job_id))
 
     @router.post("/{job_id}/cancel", status_code=202, responses=responses(401, 404, 409, 422, 503))
-    async def cancel_job(request: Request, key: KeyName, job_id: UUID) -> Job:
+    async def cancel_job(request: Request, job_id: UUID) -> Job:
         """A queued job is over at once. A running one ends at its next checkpoint, and can't succeed any more."""
         return await _move(request, statements.CANCEL, job_id, "is over and can't be cancelled")
 
     @router.post("/{job_id}/retry", status_code=202, responses=responses(401, 404, 409, 422, 503))
-    async def retry_job(request: Request, key: KeyName, job_id: UUID) -> Job:
+    async def retry_job(request: Request, job_id: UUID) -> Job:
         """Runs a failed or cancelled job again. Steps that are recorded are not repeated."""
         job = await _move(request, statements.RETRY, job_id, "can't be retried; failed and cancelled jobs can")
         request.app.state.publisher.ask_dispatch()
@@ -164,17 +161,18 @@ def make_router(kinds: Sequence[str]) -> APIRouter:
     return router
 
 
-async def _create(request: Request, jobs: list[NewJob], key: str) -> list[tuple[DictRow, bool]]:
-    state = request.app.state
-    limit = state.settings.max_payload_bytes
-    if any(len(job.payload.encode()) > limit for job in jobs):
+def _job(row: DictRow, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    """As FastAPI would answer with a Job, but without validating once more what has just been made."""
+    return Response(shown(row).model_dump_json(), status, headers, "application/json")
+
+
+def _new_job(request: Request, body: Any, idempotency_key: str | None) -> NewJob:
+    scope = request.scope
+    job = new_job(body, idempotency_key, api_key=scope["api_key"], request_id=scope["request_id"])
+    limit = request.app.state.settings.max_payload_bytes
+    if len(job.payload.encode()) > limit:
         raise too_large("A job's payload", limit)
-
-    async def work() -> list[tuple[DictRow, bool]]:
-        async with state.pool.connection() as connection:
-            return await create(connection, state.publisher, jobs, api_key=key, request_id=request.scope["request_id"])
-
-    return await within(work())
+    return job
 
 
 async def _get(request: Request, job_id: UUID) -> DictRow:

@@ -1,14 +1,23 @@
-"""From validated requests to committed rows, and nothing else before the answer: Redis is not waited for."""
+"""From validated requests to committed rows, and nothing else before the answer: Redis is not waited for.
 
+Calls that come together share one INSERT and one commit: the disk is what takes the time, and it takes no longer for
+fifty rows. Each is still answered only after the commit, with its own job or its own error.
+"""
+
+import asyncio
 import hashlib
 import json
+import time
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
 from psycopg.rows import DictRow
+from psycopg_pool import AsyncConnectionPool
 from uuid_utils.compat import uuid7
 
+from app.database import CONNECTION_LOST
 from app.jobs import statements
 from app.jobs.kinds import all_kinds
 from app.jobs.publisher import Publisher
@@ -16,6 +25,29 @@ from app.jobs.requests import JobRequest, NewJob
 from app.queues import QUEUE_OF_PRIORITY
 
 Connection = psycopg.AsyncConnection[DictRow]
+
+# While one group waits for its commit the next one gathers; with a second lane the disk is never waited for idly.
+LANES = 2
+MOST_IN_GROUP = 100
+# Who waited longer than this for a lane is refused while there is still time to say so, and gets no job later.
+TURN_SECONDS = 2.0
+# After this a lane gives a group up that a frozen server keeps; its callers have had their 503.
+GIVE_UP_SECONDS = 5.0
+
+
+class Created(NamedTuple):
+    """A job's row, and whether this call made it (or found what the same key made before)."""
+
+    row: DictRow
+    new: bool
+
+
+class _Call(NamedTuple):
+    """Somebody who waits for a job to be created."""
+
+    job: NewJob
+    created: "asyncio.Future[Created]"
+    since: float
 
 
 class UnknownFilesError(Exception):
@@ -34,7 +66,7 @@ class KeyReusedError(Exception):
         self.key = key
 
 
-def new_job(request: JobRequest, idempotency_key: str | None) -> NewJob:
+def new_job(request: JobRequest, idempotency_key: str | None, *, api_key: str, request_id: str | None) -> NewJob:
     """A request model of `requests.request_type` as a row to be."""
     kind = all_kinds()[request.kind]
     priority = request.priority or kind.priority
@@ -49,6 +81,8 @@ def new_job(request: JobRequest, idempotency_key: str | None) -> NewJob:
         file_ids=list(dict.fromkeys(kind.file_ids(request.payload))),
         idempotency_key=idempotency_key,
         request_hash=_hash(request) if idempotency_key else None,
+        api_key=api_key,
+        request_id=request_id,
     )
 
 
@@ -58,71 +92,136 @@ def _hash(request: JobRequest) -> bytes:
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).digest()
 
 
-async def create(
-    connection: Connection,
-    publisher: Publisher,
-    jobs: Sequence[NewJob],
-    *,
-    api_key: str,
-    request_id: str | None,
-) -> list[tuple[DictRow, bool]]:
-    """Inserts all or none. Returns, in order, each job's row and whether this call made it.
+class Creator:
+    """Inserts jobs for one API process."""
 
-    Raises:
-        UnknownFilesError, KeyReusedError: nothing was inserted.
-        psycopg.OperationalError: PostgreSQL is away; the same call with the same keys may be repeated.
-    """
-    try:
-        # A single job is a single statement, and needs no BEGIN and COMMIT around it.
-        if len(jobs) == 1:
-            made, rows = await _insert(connection, publisher, jobs, api_key, request_id)
-        else:
-            async with connection.transaction():
-                made, rows = await _insert(connection, publisher, jobs, api_key, request_id)
-    except psycopg.errors.ForeignKeyViolation:
-        file_ids = list(dict.fromkeys(file_id for job in jobs for file_id in job.file_ids))
-        cursor = await connection.execute(statements.MISSING_FILES, {"file_ids": file_ids})
-        raise UnknownFilesError([row["id"] for row in await cursor.fetchall()]) from None
-    publisher.submit([row for row in made if row["published_at"] is not None])
-    if any(row["published_at"] is None and row["run_at"] == row["created_at"] for row in made):
-        publisher.ask_dispatch()
-    return [(row, row["id"] == job.id) for job, row in zip(jobs, rows, strict=True)]
+    def __init__(self, pool: AsyncConnectionPool[Connection], publisher: Publisher) -> None:
+        self._pool = pool
+        self._publisher = publisher
+        self._waiting: list[_Call] = []
+        self._lanes: set[asyncio.Task[None]] = set()
+
+    async def one(self, job: NewJob) -> Created:
+        """Inserts a job together with others that wait.
+
+        Raises:
+            UnknownFilesError, KeyReusedError: nothing was inserted for this one.
+            psycopg.OperationalError: PostgreSQL is away; the same call with the same key may be repeated.
+        """
+        call = _Call(job, asyncio.get_running_loop().create_future(), time.monotonic())
+        self._waiting.append(call)
+        if len(self._lanes) < LANES:
+            lane = asyncio.create_task(self._lane())
+            self._lanes.add(lane)
+            lane.add_done_callback(self._lanes.discard)
+        return await call.created
+
+    async def all_or_none(self, jobs: Sequence[NewJob]) -> list[Created]:
+        """Inserts these jobs in one transaction, and returns them in order. Raises as `one` does."""
+        async with self._pool.connection() as connection:
+            try:
+                async with connection.transaction():
+                    results = await self._insert(connection, jobs)
+                    for result in results:
+                        if isinstance(result, Exception):
+                            raise result
+            except psycopg.errors.ForeignKeyViolation:
+                raise await _unknown_files(connection, jobs) from None
+        created = [result for result in results if isinstance(result, Created)]
+        self._publish(created)
+        return created
+
+    async def _lane(self) -> None:
+        while self._waiting:
+            turn, self._waiting = self._waiting[:MOST_IN_GROUP], self._waiting[MOST_IN_GROUP:]
+            late = time.monotonic() - TURN_SECONDS
+            for call in turn:
+                if call.since < late and not call.created.done():
+                    call.created.set_exception(psycopg.OperationalError("PostgreSQL is slow, and others came first"))
+            group = [call for call in turn if not call.created.done()]
+            if group:
+                task = asyncio.create_task(self._create(group))
+                if not (await asyncio.wait({task}, timeout=GIVE_UP_SECONDS))[0]:
+                    task.cancel()
+
+    async def _create(self, group: list[_Call]) -> None:
+        results: Sequence[Created | Exception]
+        try:
+            async with self._pool.connection() as connection:
+                results = await self._insert_each(connection, [call.job for call in group])
+        except Exception as error:  # noqa: BLE001 - whatever it is, each caller gets it
+            results = [error] * len(group)
+        for call, result in zip(group, results, strict=True):
+            if call.created.done():
+                continue  # its time was up, and it has been told so
+            if isinstance(result, Exception):
+                call.created.set_exception(result)
+            else:
+                call.created.set_result(result)
+        self._publish([result for result in results if isinstance(result, Created)])
+
+    def _publish(self, created: list[Created]) -> None:
+        rows = [row for row, new in created if new]
+        self._publisher.submit(row for row in rows if row["published_at"] is not None)
+        if any(row["published_at"] is None and row["run_at"] == row["created_at"] for row in rows):
+            self._publisher.ask_dispatch()
+
+    async def _insert_each(self, connection: Connection, jobs: Sequence[NewJob]) -> list[Created | Exception]:
+        try:
+            return await self._insert(connection, jobs)
+        except CONNECTION_LOST:
+            raise
+        except psycopg.errors.ForeignKeyViolation:
+            if len(jobs) == 1:
+                return [await _unknown_files(connection, jobs)]
+        except psycopg.Error as error:
+            if len(jobs) == 1:
+                return [error]
+        # One row spoilt it for all: each for itself.
+        return [result for job in jobs for result in await self._insert_each(connection, [job])]
+
+    async def _insert(self, connection: Connection, jobs: Sequence[NewJob]) -> list[Created | Exception]:
+        """One statement, and a second one only where a key was there before."""
+        params = {
+            "ids": [job.id for job in jobs],
+            "kinds": [job.kind for job in jobs],
+            "priorities": [job.priority for job in jobs],
+            "queues": [job.queue for job in jobs],
+            "payloads": [job.payload for job in jobs],
+            "max_attempts": [job.max_attempts for job in jobs],
+            "run_ats": [job.run_at for job in jobs],
+            "idempotency_keys": [job.idempotency_key for job in jobs],
+            "request_hashes": [job.request_hash for job in jobs],
+            "api_keys": [job.api_key for job in jobs],
+            "request_ids": [job.request_id for job in jobs],
+            "file_jobs": [job.id for job in jobs for _ in job.file_ids],
+            "file_ids": [file_id for job in jobs for file_id in job.file_ids],
+            "open_queues": self._publisher.open_queues(len(jobs)),
+        }
+        made = await (await connection.execute(statements.CREATE, params)).fetchall()
+        by_id: dict[UUID, Created | Exception] = {row["id"]: Created(row, new=True) for row in made}
+        repeated = [job for job in jobs if job.id not in by_id]
+        if repeated:
+            keys = {
+                "api_keys": [job.api_key for job in repeated],
+                "idempotency_keys": [job.idempotency_key for job in repeated],
+            }
+            cursor = await connection.execute(statements.FIND_BY_KEYS, keys)
+            winners = {(row["api_key"], row["idempotency_key"]): row for row in await cursor.fetchall()}
+            by_id |= {job.id: _winner(job, winners.get((job.api_key, job.idempotency_key))) for job in repeated}
+        return [by_id[job.id] for job in jobs]
 
 
-async def _insert(
-    connection: Connection, publisher: Publisher, jobs: Sequence[NewJob], api_key: str, request_id: str | None
-) -> tuple[list[DictRow], list[DictRow]]:
-    """(rows made by this call, one row a job)."""
-    keys = [job.idempotency_key for job in jobs if job.idempotency_key is not None]
-    params = {
-        "ids": [job.id for job in jobs],
-        "kinds": [job.kind for job in jobs],
-        "priorities": [job.priority for job in jobs],
-        "queues": [job.queue for job in jobs],
-        "payloads": [job.payload for job in jobs],
-        "max_attempts": [job.max_attempts for job in jobs],
-        "run_ats": [job.run_at for job in jobs],
-        "idempotency_keys": [job.idempotency_key for job in jobs],
-        "request_hashes": [job.request_hash for job in jobs],
-        "file_jobs": [job.id for job in jobs for _ in job.file_ids],
-        "file_ids": [file_id for job in jobs for file_id in job.file_ids],
-        "open_queues": publisher.open_queues(len(jobs)),
-        "api_key": api_key,
-        "request_id": request_id,
-    }
-    made = await (await connection.execute(statements.CREATE, params)).fetchall()
-    by_id = {row["id"]: row for row in made}
-    if len(made) == len(jobs):
-        return made, [by_id[job.id] for job in jobs]
-    cursor = await connection.execute(statements.FIND_BY_KEYS, {"api_key": api_key, "idempotency_keys": keys})
-    winners = {row["idempotency_key"]: row for row in await cursor.fetchall()}
-    for job in jobs:
-        if job.id in by_id:
-            continue
-        winner = winners.get(job.idempotency_key)
-        if winner is None:  # clean-up deleted it between the two statements
-            raise psycopg.OperationalError(f"the job of the key {job.idempotency_key!r} has just been deleted")
-        if bytes(winner["request_hash"]) != job.request_hash:
-            raise KeyReusedError(str(job.idempotency_key))
-        by_id[job.id] = winner
-    return made, [by_id[job.id] for job in jobs]
+def _winner(job: NewJob, row: Any) -> Created | Exception:
+    """The job that this one's key made before."""
+    if row is None:  # clean-up deleted it between the two statements
+        return psycopg.OperationalError(f"the job of the key {job.idempotency_key!r} has just been deleted")
+    if bytes(row["request_hash"]) != job.request_hash:
+        return KeyReusedError(str(job.idempotency_key))
+    return Created(row, new=False)
+
+
+async def _unknown_files(connection: Connection, jobs: Sequence[NewJob]) -> UnknownFilesError:
+    file_ids = list(dict.fromkeys(file_id for job in jobs for file_id in job.file_ids))
+    cursor = await connection.execute(statements.MISSING_FILES, {"file_ids": file_ids})
+    return UnknownFilesError([row["id"] for row in await cursor.fetchall()])

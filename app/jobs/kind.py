@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Annotated, Any, get_args
 from uuid import UUID
 
@@ -30,6 +31,15 @@ def _is_file(annotation: object) -> bool:
     """Whether `FileId` stands in an annotation such as `FileId | None`."""
     marks = map(type, getattr(annotation, "__metadata__", ()))
     return _FileReference in marks or any(map(_is_file, get_args(annotation)))
+
+
+@cache
+def _file_fields(payload: type[BaseModel]) -> list[str]:
+    return [
+        name
+        for name, field in payload.model_fields.items()
+        if _is_file(field.annotation) or _FileReference in map(type, field.metadata)
+    ]
 
 
 def _unchanged(payload: dict[str, Any]) -> dict[str, Any]:
@@ -64,7 +74,6 @@ class Kind:
 
     def file_ids(self, payload: Model) -> Iterator[UUID]:
         """The uploaded files that this payload names."""
-        for name, field in type(payload).model_fields.items():
-            value = getattr(payload, name)
-            if value is not None and (_is_file(field.annotation) or _FileReference in map(type, field.metadata)):
+        for name in _file_fields(type(payload)):
+            if (value := getattr(payload, name)) is not None:
                 yield value

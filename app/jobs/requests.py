@@ -75,6 +75,8 @@ class NewJob:
     file_ids: list[UUID]
     idempotency_key: str | None
     request_hash: bytes | None
+    api_key: str
+    request_id: str | None
 
 
 class Progress(BaseModel):

@@ -13,15 +13,18 @@ SHOWN = """id, kind, status, priority, queue, payload, result, error, progress, 
 
 # --- creating ------------------------------------------------------------------------------------------------------
 
-# One statement for one job or a thousand. `published_at` is set where the caller may publish at once: the job is due,
+# One statement for one job or a thousand, of one client or of many. `published_at` is set where the caller may publish
+# at once: the job is due,
 # its queue is among `open_queues`, and no older row waits outside the window (then only dispatch publishes, in turn).
 # Rows are inserted in the order of their keys: two batches with the same keys would otherwise deadlock.
 CREATE = f"""
 WITH wanted AS (
     SELECT * FROM unnest(
         %(ids)s::uuid[], %(kinds)s::text[], %(priorities)s::text[], %(queues)s::text[], %(payloads)s::text[],
-        %(max_attempts)s::int[], %(run_ats)s::timestamptz[], %(idempotency_keys)s::text[], %(request_hashes)s::bytea[]
-    ) AS w (id, kind, priority, queue, payload, max_attempts, run_at, idempotency_key, request_hash)
+        %(max_attempts)s::int[], %(run_ats)s::timestamptz[], %(idempotency_keys)s::text[], %(request_hashes)s::bytea[],
+        %(api_keys)s::text[], %(request_ids)s::text[]
+    ) AS w (id, kind, priority, queue, payload, max_attempts, run_at, idempotency_key, request_hash, api_key,
+            request_id)
 ), backlog AS MATERIALIZED (
     SELECT q.queue FROM (SELECT DISTINCT queue FROM wanted) q WHERE EXISTS (
         SELECT FROM jobs d
@@ -33,8 +36,8 @@ WITH wanted AS (
     SELECT id, kind, priority, queue, payload::jsonb, max_attempts, GREATEST(run_at, now()),
            CASE WHEN COALESCE(run_at, now()) <= now() AND queue = ANY(%(open_queues)s::text[])
                      AND queue NOT IN (SELECT queue FROM backlog) THEN now() END,
-           %(request_id)s::text, %(api_key)s::text, idempotency_key, request_hash
-    FROM wanted ORDER BY idempotency_key
+           request_id, api_key, idempotency_key, request_hash
+    FROM wanted ORDER BY api_key, idempotency_key
     ON CONFLICT (api_key, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
     RETURNING {SHOWN}, published_at
 ), linked AS (
@@ -47,8 +50,10 @@ SELECT * FROM created
 
 # A statement of its own: the one that met the conflict does not see the winner's row in its snapshot.
 FIND_BY_KEYS = f"""
-SELECT idempotency_key, request_hash, {SHOWN} FROM jobs
-WHERE api_key = %(api_key)s AND idempotency_key = ANY(%(idempotency_keys)s::text[])
+SELECT api_key, idempotency_key, request_hash, {SHOWN} FROM jobs
+JOIN unnest(%(api_keys)s::text[], %(idempotency_keys)s::text[]) AS k (api_key, idempotency_key)
+    USING (api_key, idempotency_key)
+WHERE idempotency_key IS NOT NULL
 """
 
 MISSING_FILES = """

@@ -1,11 +1,14 @@
 """POST /api/jobs and /api/jobs/batch: what becomes a row, and how often."""
 
+import json
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta, timezone
 from functools import partial
+from http.client import HTTPConnection
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -131,6 +134,73 @@ def test_an_unknown_file_makes_no_row(api: httpx.Client, db: Db, upload: Callabl
     assert unknown in detail
     assert known not in detail
     assert count(db) == count(db, "job_files") == 0
+
+
+# --- calls that come together -----------------------------------------------------------------------------------------
+
+
+@contextmanager
+def held_up(api: httpx.Client, db: Db, bodies: list[Any], **headers: str) -> Iterator[list[HTTPConnection]]:
+    """One connection a body, each with its POST sent and read by the API, while the table takes no rows."""
+    connections = [HTTPConnection(api.base_url.host, api.base_url.port or 80, timeout=20) for _ in bodies]
+    with db.transaction():
+        db.execute("LOCK TABLE jobs IN SHARE ROW EXCLUSIVE MODE")
+        for connection, body in zip(connections, bodies, strict=True):
+            connection.request("POST", "/api/jobs", json.dumps(body), {"Content-Type": "application/json"} | headers)
+        for _ in range(3):  # the API reads its connections in turn
+            api.get("/health/live")
+        yield connections
+
+
+def answered(connection: HTTPConnection) -> tuple[int, dict[str, Any]]:
+    with closing(connection):
+        answer = connection.getresponse()
+        return answer.status, json.loads(answer.read())
+
+
+def test_they_share_a_statement_and_a_commit(api: httpx.Client, db: Db, redis: Redis) -> None:
+    with held_up(api, db, [NOOP] * 30) as connections:
+        pass
+    answers = [answered(connection) for connection in connections]
+    assert {status for status, _ in answers} == {202}
+    assert len({job["id"] for _, job in answers}) == count(db) == 30
+    # Two go ahead, each alone; the others have gathered meanwhile.
+    [row] = db.execute("SELECT count(DISTINCT xmin::text) AS transactions FROM jobs").fetchall()
+    assert row["transactions"] <= 4
+    until(lambda: redis.length("default") == 30, "each has its message")
+
+
+def test_each_has_its_own_error(api: httpx.Client, db: Db, upload: Callable[..., str]) -> None:
+    there, missing = upload("a", b"a"), str(uuid4())
+    known, unknown = ({"kind": "text_report", "payload": {"file_id": file_id}} for file_id in (there, missing))
+    bodies = [NOOP, NOOP, NOOP, known, unknown, NOOP, known]
+    with held_up(api, db, bodies) as connections:
+        pass
+    answers = [answered(connection) for connection in connections]
+    assert [status for status, _ in answers] == [202, 202, 202, 202, 422, 202, 202]
+    assert missing in answers[4][1]["detail"]
+    assert count(db) == 6
+    for body, (_, job) in zip(bodies, answers, strict=True):
+        assert body is unknown or job["kind"] == body["kind"]
+
+
+def test_one_key_among_them(api: httpx.Client, db: Db) -> None:
+    """The same key twice in one statement, and once more with another body."""
+    bodies = [NOOP, NOOP, NOOP, NOOP, {"kind": "sleep", "payload": {"seconds": 0}}]
+    with held_up(api, db, bodies, **{"Idempotency-Key": "shared"}) as connections:
+        pass
+    answers = [answered(connection) for connection in connections]
+    assert sorted(status for status, _ in answers) == [200, 200, 200, 202, 422]
+    assert count(db) == 1
+
+
+def test_who_was_told_503_gets_no_job_later(api: httpx.Client, db: Db) -> None:
+    with held_up(api, db, [NOOP] * 12) as connections:
+        assert {answered(connection)[0] for connection in connections} == {503}
+    job = created(api.post("/api/jobs", json=NOOP))
+    # Two were under way when the time was up: what PostgreSQL made of them, nobody here knows.
+    assert count(db) <= 3
+    assert job["id"] in {str(row["id"]) for row in db.execute("SELECT id FROM jobs")}
 
 
 # --- one key, one job ------------------------------------------------------------------------------------------------
