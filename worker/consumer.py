@@ -29,6 +29,7 @@ SILENT_SECONDS = 10.0
 END_SECONDS = 90.0
 # Events (Flower, heartbeats) go out from the event loop: a dead connection must not hold it for long.
 EVENTS_TIMEOUT_SECONDS = 2.0
+FAREWELL_SECONDS = 1.0
 
 
 class Consumer(consumer.Consumer):
@@ -42,7 +43,12 @@ class Consumer(consumer.Consumer):
 
     _answered = 0.0  # when Redis last answered BRPOP, or we were too busy to ask
     _touch_at = 0.0
+    _broken = False
     _signs = 0  # grows while we consume, and while Redis is away, which must never end a worker
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._left: set[str] = set()  # messages of a lost connection, to be given back by the next
+        super().__init__(*args, **kwargs)
 
     def start(self) -> None:
         # After the first children are forked. Later ones don't inherit the thread.
@@ -75,7 +81,14 @@ class Consumer(consumer.Consumer):
         return self.ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
+        quality = [channel.qos for channel in self._channels() if channel.qos.restore_at_shutdown]
+        for channel in self._channels():
+            # Celery says good-bye on each, one command after the other. Redis may hear none of them.
+            channel._disconnect_pools()
+            channel.socket_timeout = channel.socket_connect_timeout = FAREWELL_SECONDS
         super().on_connection_error_after_connected(exc)
+        # What could not be given back now would lie in `unacked` until the visibility timeout, and then come.
+        self._left.update(tag for qos in quality for tag in qos._delivered)
         if isinstance(exc, self.channel_errors):
             # Redis is there and refuses: its memory is full, or it became a read-only replica.
             log.warning("redis_refuses", error=str(exc))
@@ -89,7 +102,7 @@ class Consumer(consumer.Consumer):
         super().register_with_event_loop(hub)
         channel = self.task_consumer.channel
         brpop_read = channel.handlers["BRPOP"]
-        within_prefetch = channel.qos.can_consume
+        within_prefetch, acknowledge = channel.qos.can_consume, channel.qos.ack
 
         def read() -> None:
             try:
@@ -102,13 +115,26 @@ class Consumer(consumer.Consumer):
                 # No JSON, no envelope, a body that is not base64. It is out of Redis by now; left to Celery, the error
                 # would end the worker.
                 log.error("malformed_message", error=type(error).__name__)
-            self._answered = time.monotonic()
+            self._consuming()
 
         def can_consume() -> bool:
             # A new channel knows nothing of messages that came by the old one and are being worked on.
-            return bool(len(self.pool._pool._cache) < self.pool.num_processes and within_prefetch())
+            return bool(not self._busy() and within_prefetch())
 
+        def ack(delivery_tag: str) -> None:
+            try:
+                acknowledge(delivery_tag)
+            except self.connection_errors:
+                # Celery logs it and goes on with this connection and one message less at a time.
+                self._broken = True
+                raise
+
+        for tag in self._left:
+            channel.qos.restore_by_tag(tag)
+        self._left.clear()
+        self._broken = False
         channel.handlers["BRPOP"] = read
+        channel.qos.ack = ack
         channel.qos.can_consume = can_consume
         self._answered = time.monotonic()
         if not self.restart_count:
@@ -156,23 +182,34 @@ class Consumer(consumer.Consumer):
             return
         now = time.monotonic()
         channel = self.task_consumer.channel
-        if not channel.qos.can_consume():
-            self._answered = now  # all children are at work: a busy worker is not a dead one
-        if now - self._answered < SILENT_SECONDS:
-            self._signs += 1
-            if now >= self._touch_at:
-                self._touch_at = now + TOUCH_SECONDS
-                alive.touch(process_name())
-        elif not _readable(channel):  # something to read: it is we who slept, stopped or suspended
-            self._reconnect()
+        if self._broken:
+            raise RedisGone("a message could not be acknowledged")
+        if self._busy():
+            self._consuming()  # nobody asks; a busy worker is not a dead one
+        elif now - self._answered > SILENT_SECONDS and not _readable(channel):  # it is not we who slept
+            # The connection looks well and is dead, or Celery has forgotten to ask. Left alone, both last for minutes.
+            raise RedisGone(f"no answer for {SILENT_SECONDS:.0f} s")
 
-    def _reconnect(self) -> None:
-        """The connection looks well and is dead, or Celery has forgotten to ask. Left alone, both last for minutes."""
-        for connection in (self.connection, self.event_dispatcher and self.event_dispatcher.connection):
-            for channel in list(connection.transport.channels) if connection else ():
-                # Before Celery says good-bye on each of them and waits for an answer.
-                channel._disconnect_pools()
-        raise RedisGone(f"Redis has not answered for {SILENT_SECONDS:.0f} s")
+    def _consuming(self) -> None:
+        self._answered = time.monotonic()
+        self._signs += 1
+        if self._answered >= self._touch_at:
+            self._touch_at = self._answered + TOUCH_SECONDS
+            alive.touch(process_name())
+
+    def _busy(self) -> bool:
+        """Whether every child has a message, be it one that came by an earlier connection."""
+        return len(self.pool._pool._cache) >= int(self.pool.num_processes)
+
+    def _channels(self) -> list[Any]:
+        """Of all connections that the event loop uses."""
+        events = self.event_dispatcher and self.event_dispatcher.connection
+        return [
+            channel
+            for connection in (self.connection, events)
+            if connection
+            for channel in connection.transport.channels
+        ]
 
     def _end_when_stuck(self) -> None:
         """A thread: ends this process, so that whoever supervises it starts a new one.
