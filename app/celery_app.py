@@ -1,6 +1,7 @@
 """The one Celery configuration: workers, beat, Flower and scripts all import it. docs/celery.md has the evidence."""
 
 import logging
+import socket
 from typing import Any
 
 from celery import Celery
@@ -25,6 +26,13 @@ def visibility_timeout(settings: Settings) -> int:
     return max(settings.visibility_seconds, longest + 300)
 
 
+def _keepalive() -> dict[int, int]:
+    """A peer that is gone without a word is noticed after half a minute, by default after two hours."""
+    wanted = {"TCP_KEEPIDLE": 15, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 3, "TCP_USER_TIMEOUT": 10_000}
+    # macOS does not have them all.
+    return {getattr(socket, name): value for name, value in wanted.items() if hasattr(socket, name)}
+
+
 def configuration(settings: Settings) -> dict[str, Any]:
     """Celery's settings, each with its reason."""
     broker, broker_tls = split_redis_url(settings.broker_url)
@@ -45,6 +53,7 @@ def configuration(settings: Settings) -> dict[str, Any]:
             "socket_timeout": 10,
             "socket_connect_timeout": 4,
             "socket_keepalive": True,
+            "socket_keepalive_options": _keepalive(),
             "health_check_interval": 25,
             # Urgent work first, strictly; the default takes turns.
             "queue_order_strategy": "app.queues:UrgentFirst",

@@ -1,6 +1,7 @@
 """What docs/celery.md says of settings, shown on a real Redis."""
 
 import json
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -63,6 +64,9 @@ def test_the_broker_reads_these_options(make_app: AppMaker, settings: Settings) 
         assert channel.socket_connect_timeout == 4
         assert channel.health_check_interval == 25
         assert channel.queue_order_strategy == "app.queues:UrgentFirst"
+        sock = channel.client.connection_pool.get_connection()._sock
+        for number, value in channel.socket_keepalive_options.items():
+            assert sock.getsockopt(socket.IPPROTO_TCP, number) == value
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from app.settings import Settings
 from tests import processes
 from tests.integration.conftest import QUICK, Jobs, log_lines
 from tests.processes import Process
-from tests.servers import Redis
+from tests.servers import Postgres, Redis
 from tests.waiting import until
 
 Start = Callable[..., Process]
@@ -113,6 +113,37 @@ def test_an_impatient_person(signals: list[int], start: Start, jobs: Jobs) -> No
         job = jobs.get(job_id)
         assert (job["status"], job["attempt"], job["error"]) == ("queued", 0, None), worker.log
         assert jobs.attempts(job_id) == []
+
+
+@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+@pytest.mark.parametrize("away", ["Redis stopped", "Redis frozen", "PostgreSQL stopped"])
+def test_while_something_is_away(
+    away: str, busy: bool, start: Start, jobs: Jobs, redis: Redis, postgres: Postgres
+) -> None:
+    worker = start("worker", SHUTDOWN_GRACE_SECONDS=GRACE, **QUICK)
+    running = [jobs.start("sleep", {"seconds": seconds, "steps": 1000}) for seconds in (2, 120)] if busy else []
+    for job_id in running:
+        jobs.running(job_id)
+    go, come = {
+        "Redis stopped": (redis.stop, redis.start),
+        "Redis frozen": (redis.freeze, redis.thaw),
+        "PostgreSQL stopped": (postgres.stop, postgres.start),
+    }[away]
+    go()
+    try:
+        time.sleep(1)  # in the middle of the trouble
+        worker.terminate()
+        assert worker.wait(GRACE + 1) == 0, worker.log
+    finally:
+        come()
+    short, long = map(jobs.get, running) if busy else (None, None)
+    if short and long and "Redis" in away:
+        assert (short["status"], short["attempt"]) == ("succeeded", 1)
+        assert (long["status"], long["attempt"]) == ("queued", 0)
+    elif short and long:
+        # What could not be written is left to the leases.
+        assert (short["status"], long["status"]) == ("running", "running")
+    assert [jobs.attempts(job_id) for job_id in running] == [[] for _ in running]
 
 
 def test_before_redis_answered(start: Start, redis: Redis, tmp_path: Path) -> None:
