@@ -82,6 +82,10 @@ e2e: dev ## build the images and drive the compose stack from outside (needs Doc
 promises: dev ## break each promise by one line, in a copy, and see its test fail (5 minutes)
 	@$(BIN)/python -m pytest tests/promises -n 2 --dist=load $(ARGS)
 
+.PHONY: chaos
+chaos: dev ## break the compose stack in every way and count what is lost: SCENARIO=name,name | ci | soak (docs/chaos.md)
+	@$(BIN)/python -m pytest tests/chaos $(ARGS)
+
 .PHONY: bench
 bench: dev ## jobs and requests a second, beside plain Celery, on servers of its own (ARGS="--rounds 1" for a quick look)
 	@$(BIN)/python -m benchmarks $(ARGS)

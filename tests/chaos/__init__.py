@@ -1,0 +1,1 @@
+"""The fault suite: docs/chaos.md."""

@@ -1,0 +1,18 @@
+"""Each scenario is a test, on one stack. `make chaos`; docs/chaos.md says what it proves."""
+
+from tests.chaos import soak
+from tests.chaos.chaos import Chaos
+from tests.chaos.registry import Scenario
+from tests.chaos.report import Result
+
+
+def test_scenario(chaos: Chaos, scenario: Scenario, results: list[Result]) -> None:
+    result = chaos.run(scenario)
+    results.append(result)
+    assert not result.violations, "\n".join(result.violations[:50])
+
+
+def test_soak(chaos: Chaos, results: list[Result]) -> None:
+    result = soak.run(chaos)
+    results.append(result)
+    assert not result.violations, "\n".join(result.violations[:50])
