@@ -12,12 +12,12 @@ from celery import Task
 from celery.exceptions import Reject
 from celery.signals import worker_ready, worker_shutting_down
 
-from app import logs
+from app import logs, ticks
 from app.celery_app import celery_app
 from app.database import CONNECTION_LOST, Database
 from app.jobs import messages
 from app.settings import get_settings
-from worker import maintenance, shutdown
+from worker import housekeeping, maintenance, shutdown
 from worker.request import hand_back_all
 from worker.runner import Runner
 
@@ -57,12 +57,15 @@ def run_job(self: "Task[..., None]", job_id: str) -> None:
 
 
 def _register(module: ModuleType) -> None:
-    """A house-keeping task under its file's name. What it did is its result and one log line; nothing, if nothing."""
+    """A house-keeping task under its file's name. What it did is its result and one log line; nothing, if nothing.
+
+    `due_at` is there if beat sent it: then it runs only if it gets hold of that tick.
+    """
     name = module.__name__.rpartition(".")[2]
 
-    def task() -> dict[str, Any]:
+    def task(due_at: str | None = None) -> dict[str, Any]:
         try:
-            done: dict[str, Any] = module.run(_database(), _redis(), get_settings())
+            done = housekeeping.run(module, _database(), _redis(), get_settings(), due_at)
         except AWAY as error:
             log.warning("maintenance_failed", task=name, error=str(error).strip())
             raise
@@ -71,9 +74,9 @@ def _register(module: ModuleType) -> None:
         return done
 
     task.__doc__ = module.__doc__
-    # The result is kept for a script that asked for the run; beat's messages say that nobody reads theirs. The limit is
-    # twice the longest slice.
-    celery_app.task(name=name, ignore_result=False, throws=AWAY, time_limit=120)(task)
+    # The result is kept for a script that asked for the run; beat's messages say that nobody reads theirs, since it
+    # stands in the tick's row. The limit is twice the longest slice.
+    celery_app.task(name=name, ignore_result=False, throws=AWAY, time_limit=ticks.TIME_LIMIT_SECONDS)(task)
 
 
 for _module in maintenance.ALL:

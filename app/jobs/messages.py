@@ -10,7 +10,6 @@ import json
 import secrets
 from collections import defaultdict
 from collections.abc import Iterable
-from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -25,6 +24,8 @@ from app.queues import MAINTENANCE
 from app.settings import Settings, split_redis_url
 
 RUN_JOB = "run_job"
+# With this many messages in `maintenance` nobody consumes it; more would only fill Redis.
+MOST_MAINTENANCE = 100
 REDIS_ERRORS = (redis.RedisError, OSError)
 
 
@@ -103,11 +104,13 @@ def by_queue(jobs: Iterable[Address], settings: Settings) -> dict[str, list[str]
     return messages
 
 
-def maintenance_message(task: str, *, expires_seconds: float = 30) -> str:
-    """Asks the maintenance worker for a run whose result nobody reads. It is worth nothing when it comes late; not too
-    short a life, since it is measured with two machines' clocks."""
-    expires = (datetime.now(UTC) + timedelta(seconds=expires_seconds)).isoformat()
-    return envelope(task, MAINTENANCE, secrets.token_hex(16), [], expires=expires)
+def maintenance_message(task: str, *args: str) -> str:
+    """Asks the maintenance worker for a run whose result nobody reads. `args`: the tick's time, if there is one.
+
+    It does not expire: that is measured with two machines' clocks, and one that is off would drop every tick. Whether
+    it is too late is decided by the tick's row.
+    """
+    return envelope(task, MAINTENANCE, secrets.token_hex(16), list(args))
 
 
 def _options(settings: Settings, seconds: float) -> tuple[str, dict[str, Any]]:

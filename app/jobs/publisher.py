@@ -94,7 +94,11 @@ class Publisher:
         for queue, waiting in queues.items():
             pipeline.lpush(queue, *waiting)
         if ask:
-            pipeline.lpush(MAINTENANCE, messages.maintenance_message("enqueue_pending_jobs"))
+            pipeline.llen(MAINTENANCE)
         lengths: Sequence[int] = await pipeline.execute()
         now = time.monotonic()
         self._lengths.update({queue: (length, now) for queue, length in zip(queues, lengths, strict=False)})
+        # Nobody consumes it? Then five of these a second would only fill Redis.
+        if ask and lengths[-1] < messages.MOST_MAINTENANCE:
+            ask_for = messages.maintenance_message("enqueue_pending_jobs")
+            await client.lpush(MAINTENANCE, ask_for)  # type: ignore[misc]

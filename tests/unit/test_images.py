@@ -14,10 +14,10 @@ ENVIRONMENT = {"DATABASE_URL": "postgresql://nobody@localhost/none", "REDIS_URL"
 # What a process has imported once it runs: Celery's commands import the app's tasks, if it names any.
 STARTS = {
     "api": "import app.api.app, app.migrate",
-    "worker": "import worker.__main__\n"
+    "worker": "import worker.__main__, beat.schedule\n"
     "import importlib, pkgutil, worker.handlers as h\n"
     "for m in pkgutil.iter_modules(h.__path__): importlib.import_module(f'worker.handlers.{m.name}')",
-    "beat": "import beat.scheduler, beat.__main__ as m\nm.celery_app.loader.import_default_modules()",
+    "beat": "import beat.__main__, beat.health, redis.asyncio",
     "flower": "import flower.app, app.celery_app as m\nm.celery_app.loader.import_default_modules()",
 }
 
