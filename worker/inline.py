@@ -7,7 +7,7 @@ forced end for a handler that never looks at its cancel, and no survival of a ha
 import threading
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from typing import Any
 
 from fastapi import FastAPI
@@ -15,10 +15,11 @@ from fastapi import FastAPI
 from app import logs
 from app.api.__main__ import serve
 from app.api.app import create_app
-from app.database import CONNECTION_LOST
+from app.database import CONNECTION_LOST, Database
 from app.queues import JOB_QUEUES
 from app.settings import Settings, SettingsError, get_settings
 from worker import shutdown
+from worker.maintenance import cleanup_old_files, database_maintenance
 from worker.maintenance.cleanup_orphaned_jobs import rescue
 from worker.runner import Runner
 
@@ -26,6 +27,7 @@ log = logs.get(__name__)
 
 LOOK_SECONDS = 0.2
 RESCUE_SECONDS = 10
+CLEAN_UP_SECONDS = 24 * 3600
 
 
 def create_inline_app(settings: Settings | None = None) -> FastAPI:
@@ -60,7 +62,7 @@ def _start(settings: Settings) -> list[threading.Thread]:
         threading.Thread(target=_work, args=(runner,), name=f"job-{number}", daemon=True)
         for number in range(settings.worker_concurrency)
     ]
-    threads.append(threading.Thread(target=_rescue, args=(runner,), name="rescue", daemon=True))
+    threads.append(threading.Thread(target=_keep_house, args=(runner,), name="house-keeping", daemon=True))
     for thread in threads:
         thread.start()
     return threads
@@ -80,18 +82,28 @@ def _work(runner: Runner) -> None:
         time.sleep(LOOK_SECONDS)
 
 
-def _rescue(runner: Runner) -> None:
-    """The house-keeping that a single process needs: jobs that an earlier process left behind."""
-    while not shutdown.claims_nothing():
-        try:
-            for row in rescue(runner.database, runner.settings, published=False):
-                log.info("rescued", job_id=str(row["id"]), status=row["status"])
-        except CONNECTION_LOST as error:
-            log.warning("rescue_failed", error=str(error).strip())
-        # Short sleeps, so that the process ends at once when it is told to.
-        end = time.monotonic() + RESCUE_SECONDS
-        while time.monotonic() < end and not shutdown.claims_nothing():
-            time.sleep(LOOK_SECONDS)
+def _keep_house(runner: Runner) -> None:
+    """What a single process needs of it: rescue of jobs that an earlier process left behind, and once a day, as at each
+    start, the clean-ups that do without Redis."""
+    clean_up_at = time.monotonic()
+    with closing(Database(runner.settings, "maintenance", statement_seconds=60)) as database:
+        while not shutdown.claims_nothing():
+            try:
+                for row in rescue(database, runner.settings, published=False):
+                    log.info("rescued", job_id=str(row["id"]), status=row["status"])
+                if time.monotonic() >= clean_up_at:
+                    clean_up_at += CLEAN_UP_SECONDS
+                    for task in (database_maintenance, cleanup_old_files):
+                        if done := task.run(database, None, runner.settings):
+                            log.info("maintenance", task=task.__name__.rpartition(".")[2], **done)
+            except CONNECTION_LOST as error:
+                log.warning("maintenance_failed", error=str(error).strip())
+            except Exception:  # a clean-up that fails, on a full disk for example, must not end rescue
+                log.exception("maintenance_failed")
+            # Short sleeps, so that the process ends at once when it is told to.
+            end = time.monotonic() + RESCUE_SECONDS
+            while time.monotonic() < end and not shutdown.claims_nothing():
+                time.sleep(LOOK_SECONDS)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,7 +1,9 @@
 """Finished jobs and old ticks go in time, and nothing else does."""
 
+import shutil
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import UUID
 
@@ -12,9 +14,14 @@ from psycopg.rows import DictRow
 from uuid_utils.compat import uuid7
 
 from app.database import Database
+from app.files.store import OWNER_MARK
 from app.settings import Settings
 from tests.integration.conftest import Jobs
+from tests.servers import Redis
+from tests.waiting import until
+from worker import inline, shutdown
 from worker.maintenance import _slice, database_maintenance
+from worker.runner import Runner
 
 Connection = psycopg.Connection[DictRow]
 Run = Callable[..., dict[str, Any]]
@@ -207,3 +214,24 @@ def test_statistics_are_fresh_afterwards(run: Run, ended: Callable[..., UUID], d
     before = {table: last(table) for table in tables}
     run()
     assert all(last(table) != before[table] for table in tables)
+
+
+def test_inline_mode_does_it_too(
+    run: Run, runner: Runner, ended: Callable[..., UUID], db: Connection, redis: Redis, settings: Settings
+) -> None:
+    """Without Redis, in a thread of the one process."""
+    ended()
+    folder = Path(settings.storage_url.removeprefix("file://"))
+    shutil.rmtree(folder, ignore_errors=True)
+    shutdown.reset()
+    thread = threading.Thread(target=inline._keep_house, args=(runner,), daemon=True)
+    thread.start()
+    try:
+        until(lambda: not ids(db), "the job is deleted")
+        until((folder / OWNER_MARK).exists, "files have been looked at")
+    finally:
+        shutdown.begin()
+        thread.join(10)
+        shutdown.reset()
+    assert not thread.is_alive()
+    assert not redis.client.dbsize()

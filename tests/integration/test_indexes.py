@@ -4,6 +4,7 @@ import importlib
 import json
 import re
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -112,6 +113,15 @@ def test_the_house_keeping(statement: str, params: dict[str, Any], index: str, m
 def test_dispatch(million: Connection) -> None:
     # It writes about 600 rows, each with its indexes.
     reads_only("jobs_due", *explain(million, statements.DISPATCH, {**QUEUES, "window": 300}), 600 * 30)
+
+
+@pytest.mark.parametrize("statement", statements.DELETE_FINISHED, ids=["succeeded", "failed", "cancelled"])
+@pytest.mark.parametrize("days", [10, 30], ids=["1,000 of 36,000", "nothing"])
+def test_deleting_old_jobs(days: int, statement: str, million: Connection) -> None:
+    first = {"after_time": datetime(1, 1, 1, tzinfo=UTC), "after_id": UUID(int=0)}
+    # Some eleven pages for each row that it deletes.
+    limit = 1000 * 15 if days == 10 else FEW_PAGES
+    reads_only("jobs_newest.*", *explain(million, statement, {**first, "days": days, "batch": 1000}), limit)
 
 
 def test_counts(million: Connection) -> None:

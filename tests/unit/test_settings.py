@@ -43,6 +43,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
         ({"VISIBILITY_TIMEOUT": "3600"}, "VISIBILITY_TIMEOUT must be above JOB_TIME_LIMIT"),
         ({"WORKER_QUEUES": "default,defualt"}, "WORKER_QUEUES may name"),
         ({"WORKER_QUEUES": ","}, "WORKER_QUEUES may name"),
+        ({"JOB_RETENTION_DAYS": "-1"}, "JOB_RETENTION_DAYS: Input should be greater than or equal to 0"),
+        ({"FILE_RETENTION_DAYS": "1000000"}, "FILE_RETENTION_DAYS: Input should be less than or equal to 36500"),
         ({"WORKER_CONCURRENCY": "none"}, "WORKER_CONCURRENCY: Input should be a valid integer"),
         ({"STORAGE_URL": "/data/files"}, "STORAGE_URL must be file:///folder or s3://bucket/prefix"),
         ({"APP_ENV": "production"}, "STORAGE_URL is a folder"),

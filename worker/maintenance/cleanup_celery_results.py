@@ -125,9 +125,9 @@ def _remove_bindings(client: redis.Redis) -> int:
         # An empty message is none to kombu. The answer is how many heard it.
         database = client.connection_pool.connection_kwargs.get("db", 0)
         listeners = cast(int, client.publish(f"/{database}.{topic}", "")) if topic else 0
-        if cast(int, client.scard(key)) > listeners and (dead := cast(set[bytes], client.sinter(key, seen))):
+        if cast(int, client.scard(key)) > listeners and (dead := cast(set[bytes], client.sinter([key, seen]))):
             if exchange == "celery.pidbox":
-                living = [name for answer in celery_app.control.ping(timeout=1) for name in answer]
+                living = [name for answer in celery_app.control.ping(timeout=1) or () for name in answer]
                 dead = {member for member in dead if not member.endswith(tuple(_mailbox(name) for name in living))}
             removed += cast(int, client.srem(key, *dead)) if dead else 0
         client.sunionstore(seen, [key])
