@@ -101,8 +101,6 @@ def _setup_logging(**_: object) -> None:
         logger.setLevel(logging.WARNING)
     for name in ("celery.worker.consumer.consumer", "celery.worker.request"):
         logging.getLogger(name).addFilter(_without_traceback)
-    # At every lost connection Celery explains a setting that is decided above.
-    logging.getLogger("py.warnings").addFilter(lambda record: "CPendingDeprecation" not in record.getMessage())
 
 
 def _without_traceback(record: logging.LogRecord) -> bool:

@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 import traceback
+from contextlib import suppress
 from queue import Empty
 from select import POLLIN, poll
 from typing import Any
@@ -30,6 +31,7 @@ END_SECONDS = 90.0
 # Events (Flower, heartbeats) go out from the event loop: a dead connection must not hold it for long.
 EVENTS_TIMEOUT_SECONDS = 2.0
 FAREWELL_SECONDS = 1.0
+REFUSED_SECONDS = 5.0
 
 
 class Consumer(consumer.Consumer):
@@ -81,19 +83,22 @@ class Consumer(consumer.Consumer):
         return self.ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        quality = [channel.qos for channel in self._channels() if channel.qos.restore_at_shutdown]
+        """Celery's own gives no reason, and explains a setting that `app/celery_app.py` has decided."""
+        # Or Redis is there and refuses: its memory is full, or it became a read-only replica.
+        refused = isinstance(exc, self.channel_errors)
+        log.warning("redis_refuses" if refused else "redis_lost", error=str(exc))
+        unacknowledged = [channel.qos for channel in self._channels()]
         for channel in self._channels():
-            # Celery says good-bye on each, one command after the other. Redis may hear none of them.
+            # There is a good-bye on each, one command after the other, and Redis may hear none of them.
             channel._disconnect_pools()
             channel.socket_timeout = channel.socket_connect_timeout = FAREWELL_SECONDS
-        super().on_connection_error_after_connected(exc)
+        with suppress(Exception):
+            self.connection.collect()
         # What could not be given back now would lie in `unacked` until the visibility timeout, and then come.
-        self._left.update(tag for qos in quality for tag in qos._delivered)
-        if isinstance(exc, self.channel_errors):
-            # Redis is there and refuses: its memory is full, or it became a read-only replica.
-            log.warning("redis_refuses", error=str(exc))
+        self._left.update(tag for qos in unacknowledged for tag in qos._delivered)
+        if refused:
             self._signs += 1
-            time.sleep(1)
+            time.sleep(REFUSED_SECONDS)
 
     # --- messages ---
 
@@ -122,10 +127,12 @@ class Consumer(consumer.Consumer):
             return bool(not self._busy() and within_prefetch())
 
         def ack(delivery_tag: str) -> None:
+            # Celery logs a failure and goes on with this connection, with one message less at a time.
+            if self._broken:
+                raise RedisGone("an earlier message could not be acknowledged")
             try:
                 acknowledge(delivery_tag)
             except self.connection_errors:
-                # Celery logs it and goes on with this connection and one message less at a time.
                 self._broken = True
                 raise
 
