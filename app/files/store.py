@@ -53,25 +53,22 @@ SELECT id, created_at < now() - interval '24 hours' AS settled FROM files
 WHERE id > %(after)s AND id <= %(upto)s ORDER BY id LIMIT %(limit)s
 """
 KNOWN = "SELECT id FROM files WHERE id = ANY(%(ids)s::uuid[])"
-# Files past their time that no job needs. Jobs that need theirs: queued, running, or finished a short time ago. The
-# others are locked, so that none is retried meanwhile, and lose their links. Locks that somebody has are not waited
-# for: who creates a job holds the file's, who retries or deletes one the job's. A job created between this statement's
-# start and its lock makes it fail as a whole (job_files_file_id_fkey), and one created later gets its 422.
+# Files past their time whose jobs are all over for as long. Those jobs are locked, so that none is retried meanwhile.
+# Locks that somebody has are not waited for: who creates a job holds the file's, who retries or deletes one the job's.
+# A job created between this statement's start and its lock makes it fail as a whole (job_files_file_id_fkey); one
+# created later gets its 422.
 DELETE_EXPIRED = """
 WITH old AS MATERIALIZED (
-    SELECT f.id FROM files f
-    WHERE f.id > %(after)s AND f.id <= %(upto)s AND f.created_at < now() - %(days)s * interval '1 day'
-      AND NOT EXISTS (
-        SELECT FROM job_files l JOIN jobs j ON j.id = l.job_id WHERE l.file_id = f.id
-            AND (j.finished_at IS NULL OR j.finished_at >= now() - %(days)s * interval '1 day'))
-    ORDER BY f.id FOR UPDATE SKIP LOCKED
-), links AS MATERIALIZED (
+    SELECT id FROM files
+    WHERE id > %(after)s AND id <= %(upto)s AND created_at < now() - %(days)s * interval '1 day'
+    ORDER BY id FOR UPDATE SKIP LOCKED
+), over AS MATERIALIZED (
     SELECT l.job_id, l.file_id FROM job_files l JOIN jobs j ON j.id = l.job_id
     WHERE l.file_id IN (SELECT id FROM old) AND j.finished_at < now() - %(days)s * interval '1 day'
     FOR NO KEY UPDATE OF j SKIP LOCKED
 ), free AS MATERIALIZED (
     SELECT id FROM old WHERE NOT EXISTS (
-        SELECT FROM job_files l WHERE l.file_id = old.id AND (l.job_id, l.file_id) NOT IN (SELECT * FROM links))
+        SELECT FROM job_files l WHERE l.file_id = old.id AND (l.job_id, l.file_id) NOT IN (SELECT * FROM over))
 ), unlinked AS (
     DELETE FROM job_files WHERE file_id IN (SELECT id FROM free)
 )
