@@ -84,7 +84,7 @@ promises: dev ## break each promise by one line, in a copy, and see its test fai
 
 .PHONY: chaos
 chaos: dev ## break the compose stack in every way and count what is lost: SCENARIO=name,name | ci | soak (docs/chaos.md)
-	@$(BIN)/python -m pytest tests/chaos $(ARGS)
+	@$(BIN)/python -m pytest tests/chaos -v $(ARGS)
 
 .PHONY: bench
 bench: dev ## jobs and requests a second, beside plain Celery, on servers of its own (ARGS="--rounds 1" for a quick look)

@@ -281,7 +281,7 @@ class Chaos:
     @contextmanager
     def end_held_up(self, kind: str, payload: dict[str, Any]) -> Iterator[Entry]:
         """A job whose row is locked as soon as it runs: within the block it may record steps, but not its end."""
-        entry = self.load.submit(kind, payload, max_attempts=3)
+        entry = self.load.create(kind, payload, max_attempts=3)
         with psycopg.connect(self.conninfo) as lock:
             running = "SELECT 1 FROM jobs WHERE id = %s AND status = 'running' FOR NO KEY UPDATE"
 
@@ -321,7 +321,7 @@ class Chaos:
     def queue_up(self) -> None:
         """More short jobs than there are children: their messages wait in Redis, where they can be lost."""
         for _ in range(8 * self.concurrency):
-            self.load.submit_later("sleep", {"seconds": 0.5, "steps": 1})
+            self.load.create_later("sleep", {"seconds": 0.5, "steps": 1})
         until(lambda: self.redis.llen("default") > 2 * self.concurrency, "messages wait in Redis")
 
     def fault_over(self) -> None:

@@ -12,10 +12,10 @@ from tests.chaos.chaos import Chaos
 from tests.chaos.registry import chosen
 from tests.chaos.report import Result
 from tests.chaos.scenarios import load_all
-from tests.e2e.conftest import engine
+from tests.e2e.conftest import engine, say
 from tests.e2e.stack import ROOT
 
-__all__ = ["engine"]
+__all__ = ["engine", "say"]
 
 RESULTS = pytest.StashKey[list[Result]]()
 FOLDER = pytest.StashKey[Path]()

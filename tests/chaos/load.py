@@ -80,12 +80,14 @@ class Load:
 
     # ---- one request -----------------------------------------------------------------------------------------------
 
-    def submit(self, kind: str, payload: dict[str, Any], *, ends: str = "succeeded", **fields: Any) -> Entry:
-        """Sends one request and waits for its answer, whatever it is. `ends`: the status its job should end with."""
-        return self._send(self._entry(kind, payload, ends, fields))
+    def create(self, kind: str, payload: dict[str, Any], *, ends: str = "succeeded", **fields: Any) -> Entry:
+        """Sends one request, which must be accepted. `ends`: the status that its job should end with."""
+        entry = self._send(self._entry(kind, payload, ends, fields))
+        assert entry.accepted, entry
+        return entry
 
-    def submit_later(self, kind: str, payload: dict[str, Any], *, ends: str = "succeeded", **fields: Any) -> None:
-        """As `submit`, in a thread."""
+    def create_later(self, kind: str, payload: dict[str, Any], *, ends: str = "succeeded", **fields: Any) -> None:
+        """In a thread, and whatever the answer is."""
         self._open.append(self._pool.submit(self._send, self._entry(kind, payload, ends, fields)))
 
     def repeat(self, entry: Entry) -> httpx.Response:
@@ -133,19 +135,21 @@ class Load:
 
     # ---- many ------------------------------------------------------------------------------------------------------
 
-    def start(self, rate: float) -> None:
-        """`rate` requests a second until `stop`, in threads: one that hangs holds up none behind it."""
-        self._thread = threading.Thread(target=self._run, args=(rate,), daemon=True)
+    def start(self, rate: float, *, long_every: int = 1_000_000, **fields: Any) -> None:
+        """`rate` requests a second until `stop`, in threads: one that hangs holds up none behind it.
+
+        The first LONG of them are long jobs, and each `long_every`-th from then on.
+        """
+        self._thread = threading.Thread(target=self._run, args=(rate, long_every, fields), daemon=True)
         self._thread.start()
 
-    def _run(self, rate: float) -> None:
+    def _run(self, rate: float, long_every: int, fields: dict[str, Any]) -> None:
         began, number = time.monotonic(), 0
         while not self._stop.wait(max(0.0, began + number / rate - time.monotonic())):
-            make = long_one if number < LONG else usual
-            key = f"{self.prefix}{len(self.entries):05}"
-            kind, payload = make(self._rng, key)
-            self.submit_later(kind, payload)
             number += 1
+            make = long_one if number <= LONG or number % long_every == 0 else usual
+            kind, payload = make(self._rng, f"{self.prefix}{number}")
+            self.create_later(kind, payload, **fields)
 
     def stop(self) -> None:
         """Ends the load and waits for all answers."""

@@ -29,7 +29,7 @@ def urgent_first(chaos: Chaos) -> None:
     children = 2 * chaos.concurrency
     until(lambda: chaos.sql(busy)[0]["count"] >= children, "all children are busy", seconds=30)
     began = chaos.clock()
-    high = [chaos.load.submit("flaky", {"failures": 0}, priority="high") for _ in range(10)]
+    high = [chaos.load.create("flaky", {"failures": 0}, priority="high") for _ in range(10)]
     # These only dispatch can find.
     found = [chaos.insert("flaky", {"failures": 0}, priority="high", queue="high_priority") for _ in range(5)]
     ids = [*(entry.job_id for entry in high), *(str(job.id) for job in found)]

@@ -7,7 +7,7 @@ from tests.e2e.stack import FINAL
 
 def poison(chaos: Chaos, error: str, reason: str, seconds: float, max_attempts: int = 3) -> None:
     """It ends as `failed` after its attempts, with a reason that names the cause."""
-    entry = chaos.load.submit("flaky", {"failures": 99, "error": error}, ends="failed", max_attempts=max_attempts)
+    entry = chaos.load.create("flaky", {"failures": 99, "error": error}, ends="failed", max_attempts=max_attempts)
     chaos.reaches(entry.job_id, *FINAL, seconds=seconds)
     job = chaos.job(entry.job_id)
     chaos.expect(job["attempt"] == max_attempts, f"stopped after {job['attempt']} attempts")

@@ -55,7 +55,7 @@ def pause_worker(chaos: Chaos) -> None:
     """A worker stands still for two leases and wakes up: others have its jobs, and what it writes is refused."""
     # In one step, and longer than the time from the new claim to the awakening: the sleeper wakes up, finds its time
     # over and finishes at once, while the other one is still at it.
-    late = [chaos.load.submit("sleep", {"seconds": 45, "steps": 1}) for _ in range(3)]
+    late = [chaos.load.create("sleep", {"seconds": 45, "steps": 1}) for _ in range(3)]
     for entry in late:
         chaos.reaches(entry.job_id, "running")
     worker = chaos.worker_of(late[0].job_id)
@@ -71,7 +71,7 @@ def pause_worker(chaos: Chaos) -> None:
 @scenario(10, bound=45, ci=True, rate=10, reruns=True)
 def stop_worker(chaos: Chaos) -> None:
     """SIGTERM: what is short ends, what is long is handed back without counting an attempt, and the worker is gone."""
-    long = chaos.load.submit("sleep", {"seconds": 3600, "steps": 3600}, ends="cancelled")
+    long = chaos.load.create("sleep", {"seconds": 3600, "steps": 1000}, ends="cancelled")
     chaos.reaches(long.job_id, "running")
     worker = chaos.worker_of(long.job_id)
     short = [row["id"] for row in chaos.running_on(worker) if str(row["id"]) != long.job_id]

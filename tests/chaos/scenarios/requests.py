@@ -17,7 +17,7 @@ def cancel_race(chaos: Chaos) -> None:
 
     def one(number: int) -> tuple[Entry, int, str]:
         payload = {"seconds": rng.choice((0, 0.02, 0.1, 0.5)), "steps": 2}
-        entry = chaos.load.submit("sleep", payload, ends="any")
+        entry = chaos.load.create("sleep", payload, ends="any")
         time.sleep(rng.choice((0, 0, 0.01, 0.03, 0.1, 0.3)))
         answer = chaos.load.cancel(entry.job_id)
         return entry, answer.status_code, answer.json().get("status", "")
@@ -41,7 +41,7 @@ def cancel_race(chaos: Chaos) -> None:
 def one_key(chaos: Chaos) -> None:
     """A hundred requests with one key at once: one job, a hundred equal answers."""
     for _ in range(5):
-        entry = chaos.load.submit("flaky", {"failures": 0})
+        entry = chaos.load.create("flaky", {"failures": 0})
         fresh = Entry(f"{entry.key}-again", entry.kind, entry.payload, {})
         chaos.load.entries.append(fresh)
         with ThreadPoolExecutor(100) as pool:
