@@ -76,8 +76,7 @@ DELETE FROM files WHERE id IN (SELECT id FROM free) RETURNING id
 """
 # Rows whose bytes are lost.
 DELETE_UNUSED = """
-DELETE FROM files f WHERE id = ANY(%(ids)s::uuid[]) AND created_at < now() - interval '24 hours'
-    AND NOT EXISTS (SELECT FROM job_files l WHERE l.file_id = f.id)
+DELETE FROM files f WHERE id = ANY(%(ids)s::uuid[]) AND NOT EXISTS (SELECT FROM job_files l WHERE l.file_id = f.id)
 RETURNING id
 """
 

@@ -17,6 +17,7 @@ from psycopg.rows import DictRow
 from uuid_utils.compat import uuid7
 
 from app.database import Database
+from app.files import store
 from app.files.store import OWNER_MARK, FileStore
 from app.settings import Settings
 from tests.integration.conftest import Jobs
@@ -98,7 +99,7 @@ def test_a_file_stays_while_a_job_needs_it(
 ) -> None:
     young = old(29)
     queued, running, lately, long_ago, both = (old() for _ in range(5))
-    unused = old()
+    old()  # that no job ever named
     needs(db, jobs.insert(), queued)
     claimed = jobs.insert(status="running", attempt=1, lease_token=uuid7(), lease_expires_at="2100-01-01")
     needs(db, claimed, running)
@@ -108,7 +109,6 @@ def test_a_file_stays_while_a_job_needs_it(
     needs(db, jobs.insert(), both)
     assert run() == {"expired": 2}
     assert rows(db) == stored(folder) == {young, queued, running, lately, both}
-    assert not {unused, long_ago} & rows(db)
     # The job itself stays, and so do the links of a file that stays.
     links = db.execute("SELECT job_id FROM job_files WHERE file_id = %s", [both]).fetchall()
     assert kept in {row["job_id"] for row in links}
@@ -310,7 +310,7 @@ def test_a_post_keeps_its_file_or_gets_its_422(
 ) -> None:
     """Posts against clean-ups: whoever was accepted finds its file."""
     seen = set[int]()
-    for _ in range(15):
+    for _ in range(6):
         files = [old() for _ in range(40)]
         started = threading.Barrier(3)
         answers: dict[UUID, int] = {}
@@ -338,6 +338,28 @@ def test_a_post_keeps_its_file_or_gets_its_422(
         run()
         assert set(files) - kept == set(files) - rows(db)
     assert seen <= {202, 422}
+
+
+def test_a_job_that_comes_between_the_look_and_the_lock_keeps_its_file(
+    run: Run, old: Callable[..., UUID], jobs: Jobs, db: Connection, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named, other = old(), old()
+    paused = (
+        store.DELETE_EXPIRED.replace("WITH old", "WITH pause AS MATERIALIZED (SELECT pg_sleep(1)), old", 1)
+        .replace("FROM files\n", "FROM files CROSS JOIN pause\n", 1)
+        .replace("FOR UPDATE SKIP", "FOR UPDATE OF files SKIP", 1)
+    )
+    monkeypatch.setattr(store, "DELETE_EXPIRED", paused)
+    done: list[dict[str, Any]] = []
+    cleaning = threading.Thread(target=lambda: done.append(run()))
+    cleaning.start()
+    asleep = "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    until(lambda: db.execute(asleep).rowcount == 1, "it has looked")
+    needs(db, jobs.insert(), named)
+    cleaning.join()
+    assert done == [{"expired": 1}]
+    assert rows(db) == stored(folder) == {named}
+    assert other not in rows(db)
 
 
 def test_two_at_once(run: Run, old: Callable[..., UUID], db: Connection, settings: Settings, redis: Redis) -> None:
