@@ -355,6 +355,21 @@ def test_a_slow_worker_does_not_starve_a_frequent_entry(beat: Any, run: Run, clo
     assert runs >= 300 / 26
 
 
+def test_a_frequent_run_that_takes_longer_is_not_doubled(beat: Any, run: Run, clock: Clock, redis: Redis) -> None:
+    sender = beat(OFTEN)
+    assert sender.round() == 2
+
+    def work() -> dict[str, Any]:
+        clock.forward(5)
+        assert sender.round() == 0.5  # the next one is due already: looked at sooner
+        return {}
+
+    run("often", START, work)
+    assert sent(redis) == [("often", START)]
+    assert sender.round() == 1
+    assert sent(redis)[1:] == [("often", START + timedelta(seconds=4))]
+
+
 def test_nobody_consumes_for_an_hour(beat: Any, clock: Clock, redis: Redis) -> None:
     senders = [beat(*SCHEDULE) for _ in range(2)]
     for _ in range(1800):
