@@ -51,6 +51,14 @@ Queues = Annotated[list[str] | None, typer.Argument(help=f"Of {', '.join(ALL_QUE
 _as_json = False
 
 
+def no_facts(message: str) -> dict[str, Any]:
+    return {}
+
+
+# What a script's JSON says besides when it is stopped, made from the message.
+stop_facts: Callable[[str], dict[str, Any]] = no_facts
+
+
 def run(main: Callable[..., Any] | typer.Typer) -> NoReturn:
     """Runs a script's function and ends this process. Nobody sees a traceback: who is on call needs a sentence."""
     if isinstance(main, typer.Typer):
@@ -87,6 +95,7 @@ def stop(message: str, **facts: Any) -> NoReturn:
     """The script could not do its work."""
     message = scrub(message)
     if _as_json:
+        facts |= stop_facts(message)
         print(json.dumps({"ok": False, "error": message, **facts}, default=str))
     else:
         print(message, file=sys.stderr)
@@ -147,12 +156,8 @@ def settings_or_exit() -> Settings:
     return settings
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """The call's result.
-
-    Raises:
-        TimeoutError: it took longer; it goes on in its thread. Name servers, for one, have no time limit of their own.
-    """
+def begin(call: Callable[[], T]) -> "Future[T]":
+    """Starts the call in a thread that nobody waits for at the end."""
     future: Future[T] = Future()
 
     def work() -> None:
@@ -162,12 +167,30 @@ def within(seconds: float, call: Callable[[], T]) -> T:
             future.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
+    return future
+
+
+def within(seconds: float, call: Callable[[], T]) -> T:
+    """The call's result.
+
+    Raises:
+        TimeoutError: it took longer; it goes on in its thread. Name servers, for one, have no time limit of their own.
+    """
+    future = begin(call)
     try:
         return future.result(seconds)
     except TimeoutError:
         if future.done():
             raise
         raise TimeoutError(f"no answer within {seconds:g} s") from None
+
+
+class Unreachable(Exception):
+    """A server that does not answer, or does not let us in. `fix` says what to do."""
+
+    def __init__(self, what: str, variable: str) -> None:
+        super().__init__(what)
+        self.fix = f"is it running (make ps), and do {variable}'s host, port and password fit?"
 
 
 class Script:
@@ -179,18 +202,13 @@ class Script:
         self.as_json = as_json
         self.settings = settings_or_exit()
         # Lines are as long as they are: a report is grepped and pasted.
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
     # --- servers ---
 
     @cached_property
     def database(self) -> Database:
-        database = Database(self.settings, "script", statement_seconds=ANSWER_SECONDS)
-        try:
-            within(CONNECT_SECONDS, lambda: database.run("SELECT 1"))
-        except Exception as error:  # noqa: BLE001 - also what a driver says of a URL it can't read
-            stop(f"PostgreSQL cannot be reached at {self.address('database')}: {sentence(error)} {_HINTS['database']}")
-        return database
+        return self._or_stop(self.open_database)
 
     def sql(self, statement: str, params: Params | None = None) -> list[DictRow]:
         """One statement's rows. A server that froze half-way is noticed too."""
@@ -199,7 +217,7 @@ class Script:
 
     @cached_property
     def redis(self) -> Redis:
-        return self._redis("Redis", "broker", self.settings)
+        return self._or_stop(self.open_redis)
 
     @cached_property
     def results(self) -> Redis:
@@ -207,30 +225,41 @@ class Script:
         if self.settings.result_backend_url == self.settings.broker_url:
             return self.redis
         there = self.settings.model_copy(update={"celery_broker_url": self.settings.celery_result_backend})
-        return self._redis("Redis for results", "results", there)
+        return self._or_stop(lambda: self.open_redis("Redis for results", there))
 
-    def _redis(self, name: str, which: str, settings: Settings) -> Redis:
+    def open_database(self) -> Database:
+        """Raises Unreachable."""
+        database = Database(self.settings, "script", statement_seconds=ANSWER_SECONDS)
+        try:
+            within(CONNECT_SECONDS, lambda: database.run("SELECT 1"))
+        except Exception as error:  # noqa: BLE001 - also what a driver says of a URL it can't read
+            where = without_password(self.settings.database_conninfo)
+            raise Unreachable(f"PostgreSQL cannot be reached at {where}: {sentence(error)}", "DATABASE_URL") from None
+        return database
+
+    def open_redis(self, name: str = "Redis", settings: Settings | None = None) -> Redis:
+        """Raises Unreachable."""
+        settings = settings or self.settings
         try:
             client = messages.connect(settings, seconds=REDIS_SECONDS)
             within(CONNECT_SECONDS, client.ping)
         except Exception as error:  # noqa: BLE001 - also what a driver says of a URL it can't read
-            stop(f"{name} cannot be reached at {self.address(which)}: {sentence(error)} {_HINTS['redis']}")
+            where = without_password(split_redis_url(settings.broker_url)[0])
+            raise Unreachable(f"{name} cannot be reached at {where}: {sentence(error)}", "REDIS_URL") from None
         return client
+
+    @staticmethod
+    def _or_stop(open_it: Callable[[], T]) -> T:
+        try:
+            return open_it()
+        except Unreachable as error:
+            stop(f"{error} Next: {error.fix}")
 
     @cached_property
     def celery(self) -> Any:
         from app.celery_app import celery_app
 
         return celery_app
-
-    def address(self, which: str) -> str:
-        """Where a server is, without passwords."""
-        urls = {
-            "database": self.settings.database_conninfo,
-            "broker": self.settings.broker_url,
-            "results": self.settings.result_backend_url,
-        }
-        return without_password(split_redis_url(urls[which])[0] if which != "database" else urls[which])
 
     # --- speaking ---
 
@@ -245,15 +274,17 @@ class Script:
 
     def table(self, table: Any) -> None:
         if not self.as_json:
-            # On paper as wide as it needs.
-            width = None if self._console.is_terminal else 160
-            self._console.print(table, width=width, soft_wrap=False)
+            self._console.print(table, soft_wrap=False)
 
     def done(self, code: int = FINE, **facts: Any) -> NoReturn:
-        """Ends the script. `ok` is true where the exit code is 0."""
-        if self.as_json:
-            print(scrub(json.dumps({"ok": code == FINE, **facts}, default=str)))
+        """Ends the script."""
+        self.print_json(code, **facts)
         raise typer.Exit(code)
+
+    def print_json(self, code: int, **facts: Any) -> None:
+        """Where it was asked for. `ok` is true where the exit code is 0."""
+        if self.as_json:
+            print(scrub(json.dumps({"ok": code == FINE, **facts}, default=str)), flush=True)
 
     def confirm(self, what: str, yes: bool) -> None:
         """Asks before something is deleted, and counts down, so that a hasty yes can be taken back.
@@ -279,13 +310,6 @@ class Script:
         if unknown:
             stop(f"There is no queue {unknown[0]!r}; there are: {', '.join(ALL_QUEUES)}.")
         return list(dict.fromkeys(asked or default))
-
-
-_HINTS = {
-    "database": "Next: is it running (make ps), and do DATABASE_URL's host, port and password fit?",
-    "redis": "Next: is it running (make ps), and do REDIS_URL's host, port and password fit? No job is lost: "
-    "they wait in PostgreSQL.",
-}
 
 
 def age(seconds: float | None) -> str:

@@ -62,3 +62,38 @@ SELECT id, kind, worker, {_seconds("now() - lease_expires_at", "expired_age")} F
 WHERE status = 'running' AND lease_expires_at < now() - %(patience)s * interval '1 second'
 ORDER BY lease_expires_at LIMIT 100
 """
+
+# --- beat ----------------------------------------------------------------------------------------------------------
+
+NEWEST_TICKS = f"""
+SELECT wanted.entry, now() AS now, tick.due_at, tick.sent_at, tick.started_at, tick.finished_at, tick.result,
+    tick.error, {_seconds("now() - tick.sent_at", "sent_age")}, {_seconds("now() - tick.started_at", "started_age")}
+FROM unnest(%(entries)s::text[]) WITH ORDINALITY AS wanted (entry, position)
+LEFT JOIN LATERAL (
+    SELECT * FROM schedule_ticks t WHERE t.entry = wanted.entry AND t.due_at <= now() ORDER BY t.due_at DESC LIMIT 1
+) AS tick ON true
+ORDER BY wanted.position
+"""
+
+# Our processes by the name under which they connect: a beat that runs has a connection.
+CONNECTIONS = f"""
+SELECT application_name, count(*) AS connections, {_seconds("now() - min(backend_start)", "oldest_age")}
+FROM pg_stat_activity WHERE datname = current_database() AND application_name LIKE 'jobstack-%%'
+GROUP BY application_name ORDER BY application_name
+"""
+
+# --- the server ----------------------------------------------------------------------------------------------------
+
+SERVER = f"""
+SELECT current_setting('server_version') AS version, current_setting('fsync') AS fsync,
+    current_setting('synchronous_commit') AS synchronous_commit,
+    current_setting('full_page_writes') AS full_page_writes,
+    current_setting('max_connections')::int AS max_connections,
+    (SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend') AS connections,
+    (SELECT count(*) FROM pg_stat_activity
+        WHERE state LIKE 'idle in transaction%%' AND state_change < now() - interval '1 minute') AS forgotten,
+    pg_database_size(current_database()) AS bytes, pg_is_in_recovery() AS read_only,
+    {_seconds("now() - pg_postmaster_start_time()", "uptime")}, {_seconds("now() - to_timestamp(0)", "clock")},
+    (SELECT ssl FROM pg_stat_ssl WHERE pid = pg_backend_pid()) AS tls
+"""
+REVISION = "SELECT max(version_num) AS revision FROM alembic_version"

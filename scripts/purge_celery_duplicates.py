@@ -54,7 +54,8 @@ def plan(script: Script, waiting: list[Message]) -> tuple[list[tuple[Message, in
     """
     ids = list({message.job_id for message in waiting if message.job_id})
     status: dict[UUID, str] = {}
-    for start in range(0, len(ids), IDS_AT_ONCE):
+    # Once at least: without PostgreSQL nobody knows anything of a queue, not even of an empty one.
+    for start in range(0, len(ids) or 1, IDS_AT_ONCE):
         rows = script.sql(looks.STATUSES, {"ids": ids[start : start + IDS_AT_ONCE]})
         status |= {row["id"]: row["status"] for row in rows}
     needed: set[str] = set()

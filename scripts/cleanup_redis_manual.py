@@ -1,0 +1,180 @@
+"""What fills Redis, by kind of key, and its clean-up: results without a time to live, stale ones, what the dead left.
+
+Keys of anybody else in the same Redis are counted and left alone. The hourly cleanup_celery_results does most of this.
+
+python scripts/cleanup_redis_manual.py --dry-run
+"""
+
+import re
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from rich.table import Table
+
+from app.queues import ALL_QUEUES
+from scripts import helper, looks
+from scripts.broker import BATCH, Broker
+from scripts.helper import FINE, FOUND, AsJson, DryRun, Script, Yes, count, size
+from scripts.trigger_cleanup_manual import add
+from worker.maintenance import cleanup_celery_results
+
+OVER = ("succeeded", "failed", "cancelled")
+# MEMORY USAGE of every key would take minutes where there are a million: so many of each kind stand for all.
+SAMPLE = 200
+
+
+@dataclass
+class Kind:
+    """The keys of one kind. `memory` is estimated from a sample."""
+
+    keys: int = 0
+    without_ttl: int = 0
+    sample: list[int] = field(default_factory=list)
+
+    @property
+    def memory(self) -> float:
+        return self.keys * sum(self.sample) / len(self.sample) if self.sample else 0.0
+
+
+def main(as_json: AsJson = False, dry_run: DryRun = False, yes: Yes = False) -> None:
+    """Exits 0: it is clean now. 1 with --dry-run: there is something to do."""
+    script = Script(as_json)
+    broker = Broker(script.redis, script.celery, results=script.results)
+    kinds, immortal = survey(broker)
+    dead = of_the_dead(script, broker)
+    show(script, broker, kinds)
+    todo = {"results_without_ttl": len(immortal), "unacked_of_jobs_over": len(dead)}
+    script.say(
+        f"{count(todo['results_without_ttl'], 'result')} without a time to live, "
+        f"{count(todo['unacked_of_jobs_over'], 'unacknowledged message')} of jobs that are over."
+    )
+    if dry_run:
+        script.done(FOUND if any(todo.values()) else FINE, would_clean=todo, kinds=facts(kinds))
+    before = memory(broker)
+    if any(todo.values()):
+        script.confirm("Stale results will be deleted, the others get a time to live; dead workers' leavings go.", yes)
+    done: dict[str, Any] = {}
+    while add(done, cleanup_celery_results.run(script.database, script.redis, script.settings)):
+        script.say(f"  {done} so far")
+    # What does not say when it was made may stay as long as one that was made now.
+    done["expired"] = done.get("expired", 0) + expire(broker, immortal, script.settings.result_expires)
+    done["unacked"] = broker.drop_held(dead)
+    kinds, immortal = survey(broker)
+    show(script, broker, kinds)
+    said = ", ".join(f"{name} {number}" for name, number in done.items() if number) or "nothing"
+    script.say(f"Done: {said}. Memory: {size(before)} before, {size(memory(broker))} now.", "green")
+    script.next("if it grows again: docs/housekeeping.md; what is under `other` is not ours.")
+    facts_now = {"memory_before": before, "memory_after": memory(broker), "without_ttl": len(immortal)}
+    script.done(FINE, done=done, kinds=facts(kinds), **facts_now)
+
+
+def survey(broker: Broker, *, seconds: float = float("inf")) -> tuple[dict[str, Kind], list[bytes]]:
+    """The keys by kind, and the results that never expire; those that it meets in so many seconds. By SCAN, so Redis
+    serves everybody else meanwhile."""
+    end = time.monotonic() + seconds
+    kinds: dict[str, Kind] = defaultdict(Kind)
+    immortal: list[bytes] = []
+    kind_of = classifier(broker)
+    for client in dict.fromkeys((broker.client, broker.results)):
+        for keys in scan(client):
+            if time.monotonic() > end:
+                break
+            pipe = client.pipeline(transaction=False)
+            for key in keys:
+                pipe.ttl(key)
+            lives = pipe.execute()
+            measured = []
+            for key, left in zip(keys, lives, strict=True):
+                name = kind_of(key)
+                kind = kinds[name]
+                kind.keys += 1
+                kind.without_ttl += left == -1
+                if name == "results" and left == -1:
+                    immortal.append(key)
+                if kind.keys <= SAMPLE:
+                    pipe.memory_usage(key)
+                    measured.append(kind)
+            for kind, used in zip(measured, pipe.execute() if measured else [], strict=True):
+                kind.sample.append(used or 0)
+    return dict(kinds), immortal
+
+
+def classifier(broker: Broker) -> Any:
+    """A function from a key to the kind that it is of."""
+    prefix = re.escape(broker.prefix.encode())
+    queues = {key.encode() for queue in ALL_QUEUES for key in broker.lists(queue)}
+    unacked = {broker.unacked.encode(), broker.unacked_index.encode(), f"{broker.prefix}unacked_mutex".encode()}
+    results = broker.result_prefix.encode()
+    celery = re.compile(prefix + rb"(_kombu\.binding|[0-9a-f-]{36}\.reply\.celery\.pidbox$)|celery-taskset-meta-")
+    ours = re.compile(prefix + rb"jobstack:")
+
+    def kind_of(key: bytes) -> str:
+        if key in queues:
+            return "queues"
+        if key in unacked:
+            return "unacked"
+        if key.startswith(results):
+            return "results"
+        return "celery" if celery.match(key) else "jobstack" if ours.match(key) else "other"
+
+    return kind_of
+
+
+def scan(client: Any) -> Iterator[list[bytes]]:
+    batch: list[bytes] = []
+    for key in client.scan_iter(count=1000):
+        batch.append(key)
+        if len(batch) >= BATCH:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def of_the_dead(script: Script, broker: Broker) -> list[str]:
+    """Tags of messages that nobody acknowledged although their job is over: their worker died before it could."""
+    held = {held.tag: held.message.job_id for held in broker.held() if held.message.job_id is not None}
+    status = {row["id"]: row["status"] for row in script.sql(looks.STATUSES, {"ids": list(set(held.values()))})}
+    return [tag for tag, job_id in held.items() if status.get(job_id, "succeeded") in OVER]
+
+
+def expire(broker: Broker, keys: list[bytes], seconds: int) -> int:
+    given = 0
+    for start in range(0, len(keys), BATCH):
+        pipe = broker.results.pipeline(transaction=False)
+        for key in keys[start : start + BATCH]:
+            # Only those that still have none: the task before has looked at most of them.
+            pipe.eval(
+                "return redis.call('TTL', KEYS[1]) == -1 and redis.call('EXPIRE', KEYS[1], ARGV[1])", 1, key, seconds
+            )
+        given += sum(bool(answer) for answer in pipe.execute())
+    return given
+
+
+def memory(broker: Broker) -> int:
+    return int(broker.client.info("memory")["used_memory"])
+
+
+def show(script: Script, broker: Broker, kinds: dict[str, Kind]) -> None:
+    table = Table("kind", "keys", "without TTL", "memory", box=None, pad_edge=False)
+    for name, kind in sorted(kinds.items(), key=lambda item: -item[1].memory):
+        table.add_row(name, f"{kind.keys:,}", f"{kind.without_ttl:,}", f"~{size(kind.memory)}")
+    script.table(table)
+
+
+def facts(kinds: dict[str, Kind]) -> dict[str, Any]:
+    return {
+        name: {"keys": kind.keys, "without_ttl": kind.without_ttl, "memory": round(kind.memory)}
+        for name, kind in kinds.items()
+    }
+
+
+if __name__ == "__main__":
+    helper.run(main)

@@ -1,0 +1,156 @@
+"""`doctor.py` and `debug_beat_service.py`: what is wrong is named, with what helps."""
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+from uuid import uuid4
+
+import psycopg
+import pytest
+from psycopg.rows import DictRow
+
+from app.database import Database
+from app.queues import MAINTENANCE
+from tests.integration.conftest import Jobs
+from tests.integration.scripts.conftest import Ran
+from tests.processes import Process
+from tests.servers import Redis
+from tests.waiting import until
+
+Script = Callable[..., Ran]
+Start = Callable[..., Process]
+
+
+@pytest.fixture(autouse=True)
+def _no_ticks(db: psycopg.Connection[DictRow]) -> None:
+    db.execute("TRUNCATE schedule_ticks")
+
+
+def found(ran: Ran, level: str) -> dict[str, str]:
+    return {one["check"]: one["message"] for one in ran.json["findings"] if one["level"] == level}
+
+
+def diagnosis(script: Script) -> str:
+    return str(script("debug_beat_service").json["diagnosis"])
+
+
+def test_a_healthy_stack(script: Script, jobs: Jobs, start: Start) -> None:
+    for name in ("worker", "worker-maintenance", "beat"):
+        start(name)
+    jobs.start(payload={"seconds": 60})
+    until(lambda: diagnosis(script) == "fine", "beat and maintenance have begun", seconds=60)
+    ran = script("debug_beat_service", text=True)
+    assert ran.code == 0, ran
+    assert "enqueue_pending_jobs" in ran.out
+    ran = script("doctor")
+    assert (ran.code, ran.json["ok"], found(ran, "problem")) == (0, True, {}), ran
+    checks = {one["check"] for one in ran.json["findings"]}
+    wanted = {"settings", "versions", "postgres", "migrations", "redis", "keys", "clocks", "queues", "workers"}
+    assert checks >= wanted | {"leases", "drift", "unacked", "beat", "storage", "disk"}
+    assert all(one.keys() == {"check", "level", "message", "fix"} for one in ran.json["findings"])
+    assert all(one["fix"] for one in ran.json["findings"] if one["level"] != "ok")
+    assert "run_job" in next(one["message"] for one in ran.json["findings"] if one["check"] == "workers")
+    ran = script("doctor", text=True)
+    assert ran.code == 0
+    assert "0 problems" in ran.out
+
+
+def test_beat_stopped(script: Script, start: Start) -> None:
+    beat = start("beat")
+    start("worker-maintenance")
+    until(lambda: diagnosis(script) == "fine", "beat and maintenance have begun", seconds=60)
+    beat.kill()
+    until(lambda: diagnosis(script) == "beat not running", "it is noticed", seconds=60)
+    ran = script("debug_beat_service")
+    assert ran.code == 1
+    assert "docker compose up -d beat" in ran.json["fix"]
+    assert "beat not running" in found(script("doctor"), "problem")["beat"]
+
+
+def test_maintenance_is_not_consumed(script: Script, start: Start) -> None:
+    start("beat")
+    start("worker")  # of the job queues
+    until(lambda: diagnosis(script) == "queue not consumed", "it is noticed", seconds=60)
+    ran = script("debug_beat_service")
+    assert ran.code == 1
+    assert "worker-maintenance" in ran.json["fix"]
+    ran = script("doctor")
+    assert ran.code == 1
+    queues = [one for one in ran.json["findings"] if one["check"] == "queues"]
+    assert {one["message"].partition(":")[0] for one in queues if one["level"] == "problem"} == {MAINTENANCE}
+
+
+def test_beat_connected_and_silent(script: Script, database: Database, settings: Any, start: Start) -> None:
+    start("worker-maintenance")
+    frozen = Database(settings, "beat")  # a beat that hangs
+    frozen.run("SELECT 1")
+    assert diagnosis(script) == "beat not scheduling"
+    frozen.close()
+    assert diagnosis(script) == "beat not running"
+
+
+def test_a_task_that_fails(script: Script, db: psycopg.Connection[DictRow], start: Start) -> None:
+    start("beat")
+    start("worker-maintenance")
+    until(lambda: diagnosis(script) == "fine", "beat and maintenance have begun", seconds=60)
+    # The fence of no job: what deletes jobs meets a table that it cannot read.
+    db.execute("ALTER TABLE job_attempts RENAME TO hidden")
+    try:
+        db.execute(
+            "UPDATE schedule_ticks SET finished_at = NULL, started_at = NULL, sent_at = NULL "
+            "WHERE entry = 'database_maintenance'"
+        )
+
+        def is_seen() -> bool:
+            ran = script("debug_beat_service")
+            return ran.json["diagnosis"] == "tasks failing" and "database_maintenance" in ran.json["message"]
+
+        until(is_seen, "the failure is seen", seconds=60)
+    finally:
+        db.execute("ALTER TABLE hidden RENAME TO job_attempts")
+
+
+def test_what_is_wrong_is_found(script: Script, db: psycopg.Connection[DictRow], jobs: Jobs, redis: Redis) -> None:
+    jobs.insert(published_at="2020-01-01", run_at="2020-01-01")  # its message is lost
+    jobs.insert(status="running", attempt=1, lease_token=uuid4(), lease_expires_at="2020-01-01")
+    for _ in range(5):
+        redis.client.set(f"celery-task-meta-{uuid4()}", "{}")
+    redis.client.hset("unacked", "tag", json.dumps([{"headers": {"id": "x", "task": "t"}}, "", "default"]))
+    redis.client.zadd("unacked_index", {"tag": time.time() - 100})
+    redis.client.config_set("maxmemory", "100mb")
+    redis.client.config_set("maxmemory-policy", "allkeys-lru")
+    try:
+        ran = script("doctor")
+    finally:
+        redis.client.config_set("maxmemory-policy", "noeviction")
+        redis.client.config_set("maxmemory", "0")
+    assert ran.code == 1
+    problems, warnings = found(ran, "problem"), found(ran, "warning")
+    assert problems.keys() >= {"redis", "leases", "queues", "workers", "beat"}
+    assert warnings.keys() >= {"drift", "keys", "unacked"}
+    assert "5 results" in warnings["keys"]
+    assert "allkeys-lru" in problems["redis"]
+    db.execute("ALTER TABLE alembic_version RENAME TO hidden")
+    try:
+        assert "migrations" in found(script("doctor"), "problem")
+    finally:
+        db.execute("ALTER TABLE hidden RENAME TO alembic_version")
+
+
+def test_watching_goes_on(environment: Redis, db: object) -> None:
+    import subprocess
+    import sys
+
+    from tests.processes import ROOT
+
+    command = [sys.executable, "scripts/doctor.py", "--watch", "--json"]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    try:
+        assert json.loads(process.stdout.readline())["findings"]
+        assert json.loads(process.stdout.readline())["findings"]
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()

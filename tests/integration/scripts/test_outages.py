@@ -1,0 +1,143 @@
+"""Every script says within seconds what cannot be reached or is missing, in one sentence, without a password."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from scripts import helper
+from tests.integration.scripts.conftest import LONGEST_SECONDS, Ran
+from tests.processes import ROOT
+from tests.servers import Postgres, Redis
+
+Script = Callable[..., Ran]
+
+# Each with arguments that make it ask both servers.
+SCRIPTS: dict[str, tuple[Any, ...]] = {
+    "task_manager": ("status", uuid4()),
+    "stop_retries": ("--all-retries", "--dry-run"),
+    "debug_beat_service": (),
+    "trigger_cleanup_manual": ("health_check",),
+    "cleanup_redis_manual": ("--dry-run",),
+    "purge_celery_queue": ("--dry-run",),
+    "purge_celery_duplicates": ("--dry-run",),
+    "rebuild_queue": ("--dry-run",),
+    "test_celery": ("--async",),
+    "doctor": (),
+}
+
+
+def test_none_is_forgotten() -> None:
+    others = {"__init__", "helper", "broker", "looks", "whereabouts", "demo", "run_job", "rename_project"}
+    assert {path.stem for path in (ROOT / "scripts").glob("*.py")} - others == SCRIPTS.keys()
+
+
+def says(script: Script, name: str, part: str, **env: str) -> None:
+    """In time, by exit code and in both forms."""
+    began = time.monotonic()
+    ran = script(name, *SCRIPTS[name], **env)
+    assert time.monotonic() - began < LONGEST_SECONDS
+    assert ran.json["ok"] is False
+    if name == "doctor":
+        assert ran.code == 1
+        [found] = [
+            one for one in ran.json["findings"] if one["check"] == part.lower().replace("postgresql", "postgres")
+        ]
+        assert found["level"] == "problem"
+        text = found["message"]
+    else:
+        assert ran.code == 2, ran
+        text = ran.json.get("error") or ran.json["message"]
+    assert text.startswith(f"{part} cannot be reached at "), text
+    assert "\n" not in text
+
+
+@pytest.fixture
+def redis_down(redis: Redis) -> Iterator[None]:
+    redis.stop()
+    yield
+    redis.start()
+
+
+@pytest.fixture
+def redis_frozen(redis: Redis) -> Iterator[None]:
+    redis.freeze()
+    yield
+    redis.thaw()
+
+
+@pytest.fixture
+def postgres_down(redis: Redis, postgres: Postgres) -> Iterator[None]:
+    postgres.stop()
+    yield
+    postgres.start()
+
+
+@pytest.fixture
+def postgres_frozen(redis: Redis, postgres: Postgres) -> Iterator[None]:
+    postgres.freeze()
+    yield
+    postgres.thaw()
+
+
+def each(check: Callable[[str], None]) -> None:
+    """For all scripts, a few at a time: mostly they wait."""
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(check, SCRIPTS))
+
+
+@pytest.mark.parametrize("outage", ["redis_down", "redis_frozen", "postgres_down", "postgres_frozen"])
+def test_a_server_is_away(script: Script, outage: str, request: pytest.FixtureRequest) -> None:
+    request.getfixturevalue(outage)
+    part = "Redis" if outage.startswith("redis") else "PostgreSQL"
+    each(lambda name: says(script, name, part))
+
+
+def test_wrong_passwords(script: Script, redis: Redis, postgres: Postgres) -> None:
+    wrong = {"REDIS_URL": redis.url.replace(":secret@", ":wrong-secret@")}
+    each(lambda name: says(script, name, "Redis", **wrong))
+    wrong = {"DATABASE_URL": postgres.url.replace(":secret@", ":wrong-secret@")}
+    each(lambda name: says(script, name, "PostgreSQL", **wrong))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("DATABASE_URL", ""),
+        ("REDIS_URL", ""),
+        ("JOB_HEARTBEAT_SECONDS", "20"),
+        ("REDIS_URL", "redis://:p@secret@host:no-port/0"),
+        ("DATABASE_URL", "postgresql://u:p@secret@host:no-port/db"),
+    ],
+)
+def test_a_setting_is_missing_or_wrong(script: Script, name: str, value: str, db: object) -> None:
+    def check(which: str) -> None:
+        ran = script(which, *SCRIPTS[which], text=True, **{name: value})
+        assert ran.code == 2, ran
+        assert name in ran.err
+        assert len(ran.err.splitlines()) <= 2, ran
+
+    if value:
+        check("doctor")
+        check("task_manager")
+    else:
+        each(check)
+
+
+def test_help_needs_no_setting(script: Script) -> None:
+    def check(name: str) -> None:
+        ran = script(name, "--help", text=True, DATABASE_URL="", REDIS_URL="")
+        assert ran.code == 0
+        assert "--json" in ran.out or name == "task_manager"
+        assert script(name, *SCRIPTS[name], "--no-such-option", text=True).code == 2
+
+    each(check)
+
+
+def test_a_name_server_that_is_silent() -> None:
+    """It has no time limit of its own."""
+    with pytest.raises(TimeoutError):
+        helper.within(0.1, lambda: time.sleep(60))
