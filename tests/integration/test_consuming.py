@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import psutil
 import pytest
@@ -245,7 +245,8 @@ def malformed(job_id: UUID, settings: Settings) -> dict[str, bytes]:
     args = base64.b64encode(json.dumps([["secret"], {"secret": "secret"}, {}]).encode()).decode()
 
     def changed(**changes: Any) -> bytes:
-        return json.dumps(parts | changes).encode()
+        own = parts["properties"] | {"delivery_tag": uuid4().hex}
+        return json.dumps(parts | {"properties": own} | changes).encode()
 
     return {
         "not JSON": b"secret{",
