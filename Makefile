@@ -41,6 +41,28 @@ run: ## run a script where the stack is: make run SCRIPT="task_manager.py status
 clean: ## stop everything and delete its data (asks; YES=1 does not)
 	@$(STACK) clean
 
+##@ The bad night (all of them: scripts/README.md; ARGS="--yes" is passed on)
+
+.PHONY: doctor
+doctor: ## everything at a glance, with the command that helps; fit for a bug report (ARGS=--watch stays)
+	@SCRIPT="doctor.py $(ARGS)" $(STACK) run
+
+.PHONY: debug-beat
+debug-beat: ## does the house-keeping happen, and if not, why not
+	@SCRIPT="debug_beat_service.py $(ARGS)" $(STACK) run
+
+.PHONY: test-celery
+test-celery: ## a task through Redis and a worker, with the time of each leg
+	@SCRIPT="test_celery.py --async $(ARGS)" $(STACK) run
+
+.PHONY: rebuild-queue
+rebuild-queue: ## the queues in Redis anew from PostgreSQL, now
+	@SCRIPT="rebuild_queue.py $(ARGS)" $(STACK) run
+
+.PHONY: cleanup-redis
+cleanup-redis: ## what fills Redis, by kind of key, and its clean-up (asks)
+	@SCRIPT="cleanup_redis_manual.py $(ARGS)" $(STACK) run
+
 ##@ The database's schema
 
 .PHONY: migrate
@@ -104,4 +126,4 @@ lock: dev ## write requirements/*.txt from the .in files (UPGRADE=--upgrade take
 help: ## this
 	@awk 'BEGIN {FS = ":.*## "} \
 	  /^##@ / {printf "\n%s\n", substr($$0, 5)} \
-	  /^[a-z0-9-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	  /^[a-z0-9-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' $(MAKEFILE_LIST)

@@ -204,7 +204,8 @@ class Doctor:
         for name in ("fsync", "full_page_writes", "synchronous_commit"):
             if row[name] == "off":
                 text = f"{name} is off: an accepted job may be lost in a power cut."
-                yield Finding("postgres", "problem", text, f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf()")
+                level = "problem" if self.settings.app_env == "production" else "warning"
+                yield Finding("postgres", level, text, f"ALTER SYSTEM SET {name} = on; SELECT pg_reload_conf()")
         if row["read_only"]:
             yield Finding("postgres", "problem", "it is a read-only replica.", "let DATABASE_URL name the primary")
         if row["connections"] > 0.8 * row["max_connections"]:

@@ -28,10 +28,13 @@ def main(queues: Queues = None, as_json: AsJson = False, dry_run: DryRun = False
     # Asked before anything is gone: without PostgreSQL nobody could say what comes back.
     rows = {row["queue"]: row for row in script.sql(looks.QUEUED, {"queues": names})}
     depths = broker.depths(names)
-    if dry_run or not any(depths.values()):
+    if not any(depths.values()):
+        script.say(f"Nothing waits in {', '.join(names)}.", "green")
+        script.done(FINE, purged=depths)
+    if dry_run:
         seen = {queue: [(m.task, m.job_id) for m in broker.waiting(queue)] for queue in names}
         _tell(script, "Would purge", seen, rows, broker)
-        script.done(FOUND if any(depths.values()) else FINE, would_purge=depths, **_returns(script, seen))
+        script.done(FOUND, would_purge=depths, **_returns(script, seen))
     total = count(sum(depths.values()), "message")
     script.confirm(f"{total} will be deleted from {', '.join(names)}.", yes)
     purged: dict[str, list[tuple[str | None, Any]]] = {queue: [] for queue in names}

@@ -119,9 +119,12 @@ def logs(service: str | None) -> None:
 
 
 def run(script: str, *arguments: str) -> int:
-    """A script inside the worker's container, where the URLs reach."""
+    """A script inside the worker's container, where the URLs reach; in one of its own where that does not run, which
+    is just when people want to know why."""
     terminal = () if sys.stdin.isatty() and sys.stdout.isatty() else ("--no-TTY",)
-    return compose("exec", *terminal, "worker", "python", f"scripts/{script}", *arguments)
+    runs = containers().get("worker", {}).get("State") == "running"
+    where = ("exec",) if runs else ("run", "--rm", "--no-deps")
+    return compose(*where, *terminal, "worker", "python", f"scripts/{script}", *arguments)
 
 
 def demo() -> int:

@@ -16,7 +16,10 @@ STARTS = {
     "api": "import app.api.app, app.migrate",
     "worker": "import worker.__main__, beat.schedule\n"
     "import importlib, pkgutil, worker.handlers as h\n"
-    "for m in pkgutil.iter_modules(h.__path__): importlib.import_module(f'worker.handlers.{m.name}')",
+    "for m in pkgutil.iter_modules(h.__path__): importlib.import_module(f'worker.handlers.{m.name}')\n"
+    # Starts the stack, so it runs outside of it.
+    "import scripts as s\n"
+    "for m in pkgutil.iter_modules(s.__path__): m.name == 'stack' or importlib.import_module(f'scripts.{m.name}')",
     "beat": "import beat.__main__, beat.health, redis.asyncio",
     "flower": "import flower.app, app.celery_app as m\nm.celery_app.loader.import_default_modules()",
 }

