@@ -80,6 +80,8 @@ class Consumer(consumer.Consumer):
         conn: Any = self.app.connection_for_write(url=url, heartbeat=heartbeat)
         limits = {"socket_timeout": EVENTS_TIMEOUT_SECONDS, "socket_connect_timeout": EVENTS_TIMEOUT_SECONDS}
         conn.transport_options.update(limits)
+        # Celery sends its heartbeat "with retries": without end, in the event loop, for as long as Redis is away.
+        conn.ensure = lambda _, publish, **__: publish
         return self.ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
