@@ -298,7 +298,7 @@ class Chaos:
     def running_on(self, worker: Container) -> list[DictRow]:
         """The jobs that a worker has now, the longest first."""
         return self.sql(
-            "SELECT id, pid, lease_token FROM jobs WHERE status = 'running' AND worker = %(worker)s "
+            "SELECT id, kind, pid, lease_token FROM jobs WHERE status = 'running' AND worker = %(worker)s "
             "ORDER BY (payload->>'seconds')::float DESC NULLS LAST",
             worker=f"worker@{worker.host}",
         )

@@ -4,6 +4,8 @@ import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from tests.chaos.registry import Scenario
+
 
 @dataclass
 class Result:
@@ -20,6 +22,13 @@ class Result:
     violations: list[str] = field(default_factory=list)
     # What the scenario measured besides, such as {"dispatch ms": 4.1}.
     measured: dict[str, float | str] = field(default_factory=dict)
+
+
+def broken_off(scenario: Scenario, error: Exception) -> Result:
+    """Of a scenario that came to no end: what it waited for never came."""
+    return Result(
+        scenario.name, scenario.promises, 0, 0, 0, None, scenario.bound, 0, violations=[f"broken off: {error!r}"[:500]]
+    )
 
 
 HEAD = ("scenario", "promises", "jobs", "lost", "double", "recovery s", "bound s", "took s", "result")

@@ -5,11 +5,15 @@ from collections.abc import Callable
 from tests.chaos import soak
 from tests.chaos.chaos import Chaos
 from tests.chaos.registry import Scenario
-from tests.chaos.report import Result
+from tests.chaos.report import Result, broken_off
 
 
 def test_scenario(chaos: Chaos, scenario: Scenario, results: list[Result]) -> None:
-    result = chaos.run(scenario)
+    try:
+        result = chaos.run(scenario)
+    except Exception as error:
+        results.append(broken_off(scenario, error))
+        raise
     results.append(result)
     assert not result.violations, "\n".join(result.violations[:50])
 

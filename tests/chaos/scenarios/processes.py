@@ -24,7 +24,8 @@ def kill_child(chaos: Chaos) -> None:
     worker.kill_process(row["pid"])
     chaos.run_again([row], seconds=20)
     for other in others:
-        chaos.expect(chaos.job(other["id"])["attempt"] == 1, f"{other['id']} suffered from a neighbour's end")
+        if other["kind"] == "sleep":  # the kinds that fail by themselves may be at their second attempt
+            chaos.expect(chaos.job(other["id"])["attempt"] == 1, f"{other['id']} suffered from a neighbour's end")
 
 
 @scenario(4, bound=45, soak=True, reruns=True)
