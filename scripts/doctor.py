@@ -259,6 +259,9 @@ class Doctor:
     def keys(self) -> Iterator[Finding]:
         kinds, immortal = cleanup_redis_manual.survey(self.broker, seconds=3)
         said = ", ".join(f"{kind.keys:,} {name}" for name, kind in sorted(kinds.items())) or "none"
+        total: Any = self.script.redis.dbsize()
+        if total > 1.1 * sum(kind.keys for kind in kinds.values()):
+            said += f": a sample of {total:,}"
         if immortal:
             text = f"{count(len(immortal), 'result')} without a time to live ({said})."
             yield Finding("keys", "warning", text, "cleanup_redis_manual.py")

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -21,9 +22,10 @@ LONGEST_SECONDS = 15
 
 
 class Ran:
-    """How a script ended: `code`, `out`, `err`, and `json` where it was asked for."""
+    """How a script ended: `code`, `out`, `err`, and `json` where it was asked for; the seconds it took."""
 
-    def __init__(self, done: "subprocess.CompletedProcess[str]", *, as_json: bool) -> None:
+    def __init__(self, done: "subprocess.CompletedProcess[str]", *, as_json: bool, seconds: float) -> None:
+        self.seconds = seconds
         self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
         self.json: Any = json.loads(done.stdout) if as_json and done.stdout else None
 
@@ -37,6 +39,7 @@ def script(environment: Redis, tmp_path: Path) -> Callable[..., Ran]:
 
     def run(name: str, *arguments: object, text: bool = False, seconds: float = 60, **env: str) -> Ran:
         command = [sys.executable, f"scripts/{name}.py", *map(str, arguments), *([] if text else ["--json"])]
+        began = time.monotonic()
         done = subprocess.run(
             command,
             cwd=ROOT,
@@ -47,7 +50,7 @@ def script(environment: Redis, tmp_path: Path) -> Callable[..., Ran]:
             timeout=seconds,
             stdin=subprocess.DEVNULL,
         )
-        ran = Ran(done, as_json=not text)
+        ran = Ran(done, as_json=not text, seconds=time.monotonic() - began)
         assert "Traceback" not in ran.err + ran.out, ran
         assert "secret" not in ran.err + ran.out, ran  # every password of the tests
         return ran
