@@ -91,8 +91,11 @@ class Consumer(consumer.Consumer):
         log.warning("redis_refuses" if refused else "redis_lost", error=str(exc))
         unacknowledged = [channel.qos for channel in self._channels()]
         for channel in self._channels():
-            # There is a good-bye on each, one command after the other, and Redis may hear none of them.
+            # There is a good-bye on each, one command after the other, and Redis may hear none of them: only messages
+            # are given back, with little patience.
             channel._disconnect_pools()
+            channel._in_poll = None
+            channel.__dict__.pop("client", None)
             channel.socket_timeout = channel.socket_connect_timeout = FAREWELL_SECONDS
         with suppress(Exception):
             self.connection.collect()

@@ -36,7 +36,7 @@ def greedy() -> None:
 
 
 def main() -> None:
-    consumer.END_SECONDS = 15
+    consumer.END_SECONDS = 30
     fault = {"stuck": stuck, "forgets to ask": forgets_to_ask, "never asks": never_asks}[os.environ["FAULT"]]
 
     def strike(*_: Any) -> None:
