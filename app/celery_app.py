@@ -12,7 +12,8 @@ from redis import RedisError
 
 from app import logs
 from app.jobs.kinds import all_kinds
-from app.queues import ALL_QUEUES, MAINTENANCE
+from app.jobs.messages import RUN_JOB
+from app.queues import ALL_QUEUES, MAINTENANCE, QUEUE_OF_PRIORITY
 from app.settings import Settings, get_settings, split_redis_url
 
 
@@ -72,6 +73,8 @@ def configuration(settings: Settings) -> dict[str, Any]:
         "accept_content": ["json"],  # never pickle: whoever can write to Redis could run code
         "task_queues": [Queue(name) for name in ALL_QUEUES],
         "task_default_queue": MAINTENANCE,
+        # For whoever sends one by Celery; our own messages name their queue. Jobs must not get among the house-keeping.
+        "task_routes": {RUN_JOB: {"queue": QUEUE_OF_PRIORITY["default"]}},
         "task_create_missing_queues": False,  # a misspelt queue is an error and not a queue that nobody reads
         # --- workers: PostgreSQL's lease decides who runs a job, so some general advice does not apply ---
         "task_acks_late": True,  # the message goes when the job is over

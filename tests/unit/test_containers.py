@@ -6,18 +6,24 @@ from typing import Any
 
 import pytest
 import yaml
+from celery import Celery
 from pydantic import SecretStr
 
+from app.celery_app import configuration
 from app.database import open_pool
-from app.queues import ALL_QUEUES
+from app.jobs.messages import RUN_JOB
+from app.queues import ALL_QUEUES, MAINTENANCE
 from app.settings import QUEUES_FOR_JOBS, Settings
+from beat.schedule import SCHEDULE
 from scripts.stack import environment
+from worker import maintenance
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docker-compose.yml").read_text()
 COMPOSE: dict[str, Any] = yaml.safe_load(TEXT)
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 OURS = ("api", "worker", "worker-maintenance", "beat", "flower")
+SETTINGS = Settings(database_url=SecretStr("postgresql://db/jobs"), redis_url=SecretStr("redis://cache"))
 DOCKERFILES = sorted((ROOT / "dockerfiles").iterdir())
 
 
@@ -80,6 +86,16 @@ def test_every_queue_has_a_consumer() -> None:
     assert consumed == set(ALL_QUEUES)
 
 
+def test_every_task_has_a_queue() -> None:
+    # Not our own app, whose settings would be these for all tests that come later.
+    app = Celery(set_as_current=False)
+    app.conf.update(configuration(SETTINGS))
+    house_keeping = {module.__name__.rpartition(".")[2] for module in maintenance.ALL}
+    routes = {name: app.amqp.router.route({}, name)["queue"].name for name in (RUN_JOB, *house_keeping)}
+    assert routes == {RUN_JOB: "default"} | dict.fromkeys(house_keeping, MAINTENANCE)
+    assert {entry.task for entry in SCHEDULE} < house_keeping
+
+
 @pytest.mark.parametrize("name", ["worker", "worker-maintenance"])
 def test_a_worker_is_killed_only_after_its_own_grace(name: str) -> None:
     granted = default(SERVICES[name]["stop_grace_period"])
@@ -89,9 +105,7 @@ def test_a_worker_is_killed_only_after_its_own_grace(name: str) -> None:
 def test_postgresql_has_room_for_every_connection() -> None:
     """Twice over, since a rolling deploy runs old and new side by side; and psql must get in on a bad night."""
     [limit] = [word for word in SERVICES["postgres"]["command"] if "max_connections" in word]
-    a_pool = open_pool(
-        Settings(database_url=SecretStr("postgresql://db/jobs"), redis_url=SecretStr("redis://cache"))
-    ).max_size
+    a_pool = open_pool(SETTINGS).max_size
     # A child holds one connection, its heartbeat's thread takes turns on it; the parent opens one when a child died.
     children = Settings.model_fields["worker_concurrency"].default
     house_keepers = int(default(SERVICES["worker-maintenance"]["environment"]["WORKER_CONCURRENCY"]))
