@@ -34,7 +34,7 @@ def redis_flushall(chaos: Chaos) -> None:
     chaos.killed = 0
 
 
-@scenario(1, 11, bound=30, ready="degraded", soak=True)
+@scenario(1, 11, bound=30, rate=10, ready="degraded", soak=True)
 def redis_stop(chaos: Chaos) -> None:
     """Redis is away for a minute: jobs are accepted all the time, and run when it is back."""
     redis = chaos.one("redis")
