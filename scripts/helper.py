@@ -193,18 +193,64 @@ class Unreachable(Exception):
         self.fix = f"is it running (make ps), and do {variable}'s host, port and password fit?"
 
 
-class Script:
-    """One run of a script: its servers, opened at first use, and what it says."""
+class Report:
+    """What a script says, in words or as JSON."""
 
     def __init__(self, as_json: bool = False) -> None:
         global _as_json
         _as_json = as_json
         self.as_json = as_json
-        self.settings = settings_or_exit()
         # Lines are as long as they are: a report is grepped and pasted.
         self._console = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 160)
 
-    # --- servers ---
+    def say(self, text: str = "", style: str = "") -> None:
+        """A line for people; nothing where JSON was asked for."""
+        if not self.as_json:
+            self._console.print(Text(scrub(text), style=style))
+
+    def next(self, text: str) -> None:
+        """What to do now."""
+        self.say(f"Next: {text}", "bold")
+
+    def table(self, table: Any) -> None:
+        if not self.as_json:
+            self._console.print(table, soft_wrap=False)
+
+    def done(self, code: int = FINE, **facts: Any) -> NoReturn:
+        """Ends the script."""
+        self.print_json(code, **facts)
+        raise typer.Exit(code)
+
+    def print_json(self, code: int, **facts: Any) -> None:
+        """Where it was asked for. `ok` is true where the exit code is 0."""
+        if self.as_json:
+            print(scrub(json.dumps({"ok": code == FINE, **facts}, default=str)), flush=True)
+
+    def confirm(self, what: str, yes: bool) -> None:
+        """Asks before something is deleted, and counts down, so that a hasty yes can be taken back.
+
+        Raises:
+            SystemExit: with 2, if nobody can be asked or the answer is no.
+        """
+        if yes:
+            return
+        if self.as_json or not sys.stdin.isatty():
+            stop(f"{what} Nobody can be asked here: say --yes to do it, or --dry-run to see what it would do.")
+        self.say(what, "yellow")
+        if input("Type yes to go on: ").strip().lower() != "yes":
+            stop("Nothing was changed.")
+        for left in range(COUNTDOWN_SECONDS, 0, -1):
+            print(f"\rIn {left} s; Ctrl-C stops it. ", end="", flush=True)
+            time.sleep(1)
+        print()
+
+
+class Script(Report):
+    """One run of a script: its settings, its servers, opened at first use, and what it says."""
+
+    def __init__(self, as_json: bool = False) -> None:
+        super().__init__(as_json)
+        self.settings = settings_or_exit()
 
     @cached_property
     def database(self) -> Database:
@@ -260,49 +306,6 @@ class Script:
         from app.celery_app import celery_app
 
         return celery_app
-
-    # --- speaking ---
-
-    def say(self, text: str = "", style: str = "") -> None:
-        """A line for people; nothing where JSON was asked for."""
-        if not self.as_json:
-            self._console.print(Text(scrub(text), style=style))
-
-    def next(self, text: str) -> None:
-        """What to do now."""
-        self.say(f"Next: {text}", "bold")
-
-    def table(self, table: Any) -> None:
-        if not self.as_json:
-            self._console.print(table, soft_wrap=False)
-
-    def done(self, code: int = FINE, **facts: Any) -> NoReturn:
-        """Ends the script."""
-        self.print_json(code, **facts)
-        raise typer.Exit(code)
-
-    def print_json(self, code: int, **facts: Any) -> None:
-        """Where it was asked for. `ok` is true where the exit code is 0."""
-        if self.as_json:
-            print(scrub(json.dumps({"ok": code == FINE, **facts}, default=str)), flush=True)
-
-    def confirm(self, what: str, yes: bool) -> None:
-        """Asks before something is deleted, and counts down, so that a hasty yes can be taken back.
-
-        Raises:
-            SystemExit: with 2, if nobody can be asked or the answer is no.
-        """
-        if yes:
-            return
-        if self.as_json or not sys.stdin.isatty():
-            stop(f"{what} Nobody can be asked here: say --yes to do it, or --dry-run to see what it would do.")
-        self.say(what, "yellow")
-        if input("Type yes to go on: ").strip().lower() != "yes":
-            stop("Nothing was changed.")
-        for left in range(COUNTDOWN_SECONDS, 0, -1):
-            print(f"\rIn {left} s; Ctrl-C stops it. ", end="", flush=True)
-            time.sleep(1)
-        print()
 
     def queues(self, asked: list[str] | None, default: tuple[str, ...] = ALL_QUEUES) -> list[str]:
         """The queues that were named, or all."""
