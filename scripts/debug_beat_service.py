@@ -25,6 +25,8 @@ from scripts.helper import COULD_NOT, FINE, FOUND, AsJson, Script, Unreachable, 
 
 # How long after its time a tick may be sent, and a sent one started, before something is wrong.
 SLACK = timedelta(seconds=20)
+# A beat that was just restarted has no connection for a moment.
+RESTART_SECONDS = 8
 
 
 @dataclass
@@ -103,8 +105,8 @@ def is_late(entry: Entry, tick: DictRow, due: Any) -> bool:
 def diagnose(seen: Seen) -> Diagnosis:
     """The first of the reasons, from beat to the task, that fits."""
     late = [entry.task for entry, tick, due in seen.entries if is_late(entry, tick, due)]
-    if seen.connected is None and late:
-        sent = min((tick["sent_age"] for _, tick, _ in seen.entries if tick["sent_age"] is not None), default=None)
+    sent = min((tick["sent_age"] for _, tick, _ in seen.entries if tick["sent_age"] is not None), default=None)
+    if seen.connected is None and (late or sent is None or sent > RESTART_SECONDS):
         text = f"It has no connection to PostgreSQL; the last tick was sent {age(sent)}{' ago' if sent else ''}."
         return Diagnosis(
             "beat not running", text, "start it: make ps, make logs SERVICE=beat, docker compose up -d beat"

@@ -21,7 +21,7 @@ import psycopg
 import typer
 from dotenv import dotenv_values
 from psycopg.rows import DictRow
-from redis import Redis
+from redis import Redis, RedisError
 from rich.console import Console
 from rich.text import Text
 
@@ -76,7 +76,7 @@ def run(main: Callable[..., Any] | typer.Typer) -> NoReturn:
         code = COULD_NOT
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
         stop(f"The database does not have this code's schema ({error.diag.message_primary}). Next: make migrate")
-    except (*CONNECTION_LOST, *messages.REDIS_ERRORS, TimeoutError) as error:
+    except (*CONNECTION_LOST, RedisError, ConnectionError, TimeoutError) as error:
         stop(f"A connection was lost half-way: {sentence(error)} Next: doctor.py, then the same again.")
     except Exception as error:  # noqa: BLE001 - whatever it is, one sentence and exit code 2
         stop(f"It failed in a way nobody thought of, {type(error).__name__}: {sentence(error)}")

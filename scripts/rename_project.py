@@ -29,13 +29,14 @@ def main(
 ) -> None:
     """Exits 0: renamed. 1 with --dry-run. Run it before the first `make up`: data keeps the name it was made with."""
     report = Report(as_json)
+    dirty = git("status", "--porcelain", "--untracked-files=no")
     old = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["name"]
     new = new_name.replace("-", "_")
     if not re.fullmatch(SHAPE, new):
         stop(f"{new_name!r} cannot be a name: 2 to 30 small letters, digits and _, a letter first, as in acme_jobs.")
     if new == old:
         stop(f"It is called {old} already.")
-    if git("status", "--porcelain", "--untracked-files=no"):
+    if dirty:
         stop("There are changes that are not committed. Commit them first: git diff then shows what the name changed.")
     texts = {path: text for path in git("ls-files").splitlines() if (text := read(ROOT / path)) is not None}
     changed = {path: text for path, text in texts.items() if old in text.lower()}

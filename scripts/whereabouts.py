@@ -1,6 +1,7 @@
 """Where a job or any other Celery task is: its row, its messages, who holds it, its result; and what that means."""
 
 import re
+import time
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -106,9 +107,9 @@ def find(script: Script, text: str) -> Whereabouts:
 def look(script: Script, text: str) -> Whereabouts:
     """As `find`, but finding nothing is an answer too."""
     task_id, job_id = read_id(text)
-    rows = script.sql(looks.JOB, {"id": job_id}) if job_id else []
+    _ = script.database  # whoever is away is named before anything is looked for
     broker = Broker(script.redis, script.celery, results=script.results)
-    found = Whereabouts(task_id, job_id, rows[0] if rows else None, workers=broker.workers())
+    found = Whereabouts(task_id, job_id, None, workers=broker.workers())
     found.waiting, found.held = in_redis(broker, task_id)
     for worker in found.workers.values():
         for place in ("active", "reserved", "scheduled"):
@@ -122,6 +123,9 @@ def look(script: Script, text: str) -> Whereabouts:
         result, left = broker.result(name)
         if result is not None:
             found.results[name] = (result, left)
+    # Last: a job may move while this looks, and its row is the truth.
+    if job_id:
+        found.row = next(iter(script.sql(looks.JOB, {"id": job_id})), None)
     return found
 
 
@@ -188,7 +192,9 @@ def _queued(found: Whereabouts, row: DictRow) -> Verdict:
         return Verdict("waits for its time", text, "wait; or task_manager.py revoke ID.", FINE)
     if found.active or found.reserved or found.held:
         holder = next((worker for worker, _ in [*found.active, *found.reserved]), None)
-        if holder:
+        just_now = any(time.time() - held.since < UNDER_WAY_SECONDS for held in found.held)
+        if holder or just_now:
+            holder = holder or "A worker"
             return Verdict("taken", f"{holder} has its message and is about to run it.", "look again.", FINE)
         text = "Its message is unacknowledged, and no worker that answers has it: the one that took it is gone."
         return Verdict("lost", text, f"wait a minute (repair sends another), or rebuild_queue.py {queue} now.", FOUND)

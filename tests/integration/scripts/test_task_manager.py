@@ -1,5 +1,7 @@
 """`task_manager.py`: a task is found wherever it is, and ended for good."""
 
+import json
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -56,6 +58,16 @@ def test_a_job_is_found_in_its_place(script: Script, jobs: Jobs, redis: Redis) -
     assert state(script("task_manager", "status", str(failed).upper())) == ("failed", 1)
 
 
+def test_a_message_that_nobody_acknowledged_is_young_or_lost(script: Script, jobs: Jobs, redis: Redis) -> None:
+    job_id = jobs.start()
+    message: Any = redis.client.rpop("default")
+    redis.client.hset("unacked", "tag", json.dumps([json.loads(message), "", "default"]))
+    redis.client.zadd("unacked_index", {"tag": time.time()})
+    assert state(script("task_manager", "status", job_id)) == ("taken", 0)
+    redis.client.zadd("unacked_index", {"tag": time.time() - 100})
+    assert state(script("task_manager", "status", job_id)) == ("lost", 1)
+
+
 def test_a_running_job_is_found_and_ended(script: Script, jobs: Jobs, start: Callable[..., Any]) -> None:
     start("worker", WORKER_CONCURRENCY=1)
     job_id = jobs.start(payload={"seconds": 60, "steps": 1000})
@@ -66,7 +78,7 @@ def test_a_running_job_is_found_and_ended(script: Script, jobs: Jobs, start: Cal
     assert active == jobs.get(job_id)["worker"]
     ran = script("task_manager", "info", job_id, text=True)
     assert "run 1 of 4" in ran.out
-    assert "payload: seconds 60, steps 1000" in ran.out
+    assert "payload: steps 1000, seconds 60" in ran.out
     assert script("task_manager", "revoke", job_id, "--dry-run").code == 1
     assert jobs.get(job_id)["cancel_requested_at"] is None
     # Its message's id is the job's too.
