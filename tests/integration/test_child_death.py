@@ -70,7 +70,7 @@ def test_the_hard_limit(
     redis.client.lpush("default", message)
     first = jobs.running(job_id)
     job = jobs.until(job_id, lambda row: row["attempt"] == max_attempts and row["status"] == status, status, seconds=10)
-    assert not psutil.pid_exists(first["pid"])
+    until(lambda: not psutil.pid_exists(first["pid"]), "its process is gone")
     [attempt] = jobs.attempts(job_id)
     assert attempt["error"] == {
         "type": "TimeLimitExceeded",
