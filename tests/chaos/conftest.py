@@ -77,4 +77,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
             terminalreporter.line(f"{result.scenario}: {name} {value}")
         for violation in result.violations[:20]:
             terminalreporter.line(f"{result.scenario}: {violation}")
+    # Bounds are for a machine that has time: with more than some processes a core waiting, all take longer.
+    load = ", ".join(f"{average:.1f}" for average in os.getloadavg())
+    terminalreporter.line(f"load average {load} on {os.cpu_count()} cores")
     terminalreporter.line(f"also in {folder.relative_to(ROOT)}/")

@@ -44,6 +44,13 @@ def postgres_away(chaos: Chaos) -> None:
     chaos.postgres_answers()
 
 
+@scenario(11, bound=45, rate=5, ci=True, ready="unavailable", soak=True)
+def postgres_freeze(chaos: Chaos) -> None:
+    """PostgreSQL stands still: connections stay open and nothing answers; the API says 503 in time."""
+    with chaos.during(chaos.one("postgres").frozen()):
+        time.sleep(15)
+
+
 @scenario(11, bound=45, rate=10, ready="unavailable", soak=True)
 def postgres_full(chaos: Chaos) -> None:
     """All connections are taken by others."""
