@@ -142,7 +142,7 @@ def settings_or_exit() -> Settings:
     """The settings, as the stack's processes have them. The environment beats the files."""
     load_environment()
     # What a script has to say goes to its reader; of the log only trouble.
-    os.environ["LOG_LEVEL"] = os.environ.get("SCRIPT_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("LOG_LEVEL", "WARNING")
     try:
         settings = get_settings()
         # Read late, by their drivers: a URL that cannot be read is a wrong setting too.

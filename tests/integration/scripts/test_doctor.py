@@ -78,6 +78,7 @@ def test_maintenance_is_not_consumed(script: Script, start: Start) -> None:
     ran = script("debug_beat_service")
     assert ran.code == 1
     assert "worker-maintenance" in ran.json["fix"]
+    assert "No worker that answers consumes maintenance" in ran.json["message"]
     ran = script("doctor")
     assert ran.code == 1
     queues = [one for one in ran.json["findings"] if one["check"] == "queues"]

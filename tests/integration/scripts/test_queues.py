@@ -61,8 +61,8 @@ def test_500_duplicates_leave_the_oldest(script: Script, jobs: Jobs, redis: Redi
     many = [jobs.start() for _ in range(10)]
     for _ in range(49):
         jobs.send(*many)
-    copy: Any = redis.client.lindex("default", 0)
-    redis.client.lpush("default", *[copy] * 10)  # replayed byte for byte
+    copy: Any = redis.client.lindex("default", -1)
+    redis.client.lpush("default", *[copy] * 10)  # the oldest, replayed byte for byte
     finished, gone = jobs.insert(**OVER), uuid4()
     jobs.send(finished)
     redis.client.lpush("default", messages.envelope("run_job", "default", f"{gone}:1", [str(gone)]), "not JSON")
