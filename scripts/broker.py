@@ -137,13 +137,6 @@ class Broker:
         found = zip(self.lists(queue), pipe.execute(), strict=True)
         return [parse(key, raw) for key, messages in found for raw in reversed(messages)]
 
-    def oldest(self, queue: str) -> Message | None:
-        """The message that a worker takes next."""
-        for key in self.lists(queue):
-            if raw := self.client.lindex(key, -1):
-                return parse(key, raw)
-        return None
-
     def held(self) -> Iterator[Held]:
         """What workers have not acknowledged; also what dead ones left behind."""
         since = dict(self.client.zscan_iter(self.unacked_index, count=BATCH))
