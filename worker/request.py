@@ -43,8 +43,8 @@ class JobRequest(TaskRequest):
         # A child's own exception comes wrapped with its traceback; those that the pool makes don't.
         error = getattr(exc_info.exception, "exc", exc_info.exception)
         if isinstance(error, WorkerLostError):
-            # Celery puts the message back right after this: the job runs again at once.
-            self._release("WorkerLostError", f"the worker process died: {_cause(error)}", message_comes=True)
+            # Celery puts the message back right after this, but behind all that waits: one of ours goes ahead.
+            self._release("WorkerLostError", f"the worker process died: {_cause(error)}")
         elif isinstance(error, TimeLimitExceeded):
             with suppress(ProcessLookupError):  # before the job can run again; Celery would be nicer to it, and later
                 os.kill(self.worker_pid, SIGKILL)
@@ -64,7 +64,7 @@ class JobRequest(TaskRequest):
     def cancel(self, pool: Any, signal: Any = None, emit_retry: bool = True) -> None:
         super().cancel(pool, signal=SIGKILL, emit_retry=emit_retry)
 
-    def _release(self, error_type: str, message: str, *, message_comes: bool = False) -> None:
+    def _release(self, error_type: str, message: str) -> None:
         """If PostgreSQL can't be reached now, the lease runs out and rescue does the same later."""
         settings = get_settings()
         stopping = shutdown.claims_nothing() or state.should_terminate is not None
@@ -87,9 +87,9 @@ class JobRequest(TaskRequest):
             for row in rows:
                 log.warning("child_ended", job_id=str(row["id"]), error=message, outcome=row["status"])
             again = [row for row in rows if row["status"] == "queued"]
-            if again and not message_comes and not stopping:
+            if again and not stopping:
                 with messages.connect(settings) as client:
-                    dispatch.send(again, client, settings)
+                    dispatch.send(again, client, settings, ahead=True)
         except (DatabaseError, *messages.REDIS_ERRORS) as problem:
             log.warning("release_failed", error=str(problem).strip(), note="left to rescue and repair")
         finally:

@@ -105,9 +105,15 @@ def repair(
     return repaired
 
 
-def send(rows: list[dict[str, object]], client: redis.Redis, settings: Settings) -> None:
-    """One command a queue, oldest first. Workers take from the right."""
+def send(rows: list[dict[str, object]], client: redis.Redis, settings: Settings, *, ahead: bool = False) -> None:
+    """One command a queue, oldest first. Workers take from the right.
+
+    `ahead` of all that waits, for jobs that were under way already: how soon they go on must not depend on a backlog.
+    """
     oldest_first = sorted(rows, key=itemgetter("run_at", "id"))
     addresses = [messages.Address(row["id"], row["kind"], row["queue"]) for row in oldest_first]  # type: ignore[arg-type]
     for queue, batch in messages.by_queue(addresses, settings).items():
-        client.lpush(queue, *batch)
+        if ahead:
+            client.rpush(queue, *reversed(batch))
+        else:
+            client.lpush(queue, *batch)

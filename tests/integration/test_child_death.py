@@ -47,6 +47,21 @@ def test_a_poisonous_job_stops_and_the_others_go_on(worker: Process, jobs: Jobs)
         assert (job["status"], job["attempt"]) == ("succeeded", 1)
 
 
+def test_its_job_goes_ahead_of_all_that_waits(worker: Process, jobs: Jobs, cancel: Cancel) -> None:
+    victim, neighbour = jobs.start("sleep", SLEEP), jobs.start("sleep", SLEEP)
+    first = jobs.running(victim)
+    jobs.running(neighbour)
+    backlog = [jobs.start("sleep", {"seconds": 1}) for _ in range(10)]
+    os.kill(first["pid"], signal.SIGKILL)
+    again = jobs.running(victim, attempt=2, seconds=20)
+    assert [
+        job for job in map(jobs.get, backlog) if job["started_at"] and job["started_at"] < again["started_at"]
+    ] == []
+    cancel(victim, neighbour, *backlog)
+    jobs.finished(victim)
+    jobs.finished(neighbour)
+
+
 def test_a_death_is_noticed_at_once(worker: Process, jobs: Jobs) -> None:
     """Celery alone notices every other one after five seconds: see `worker/pool.py`."""
     for _ in range(6):

@@ -47,6 +47,16 @@ def test_they_run_again_at_once(jobs: Jobs, redis: Redis, database: Database, qu
     assert cleanup_orphaned_jobs.run(database, redis.client, quick) == {}
 
 
+def test_ahead_of_all_that_waits(jobs: Jobs, redis: Redis, database: Database, quick: Settings) -> None:
+    """They have waited before, and a backlog of an hour must not come between."""
+    for _ in range(5):
+        jobs.start()
+    older, newer = orphan(jobs), orphan(jobs)
+    cleanup_orphaned_jobs.run(database, redis.client, quick)
+    next_ones = [messages.job_id_of(message) for message in redis.client.rpop("default", 2)]  # type: ignore[union-attr]
+    assert next_ones == [older, newer]
+
+
 @pytest.mark.parametrize(
     ("columns", "status", "error", "attempts"),
     [

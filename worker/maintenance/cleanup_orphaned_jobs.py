@@ -14,7 +14,7 @@ from app.settings import Settings
 def run(database: Database, client: redis.Redis, settings: Settings) -> dict[str, int]:
     """Returns how many jobs went where: {"queued": 2, "failed": 1}."""
     rows = rescue(database, settings, published=True)
-    dispatch.send([row for row in rows if row["status"] == "queued"], client, settings)
+    dispatch.send([row for row in rows if row["status"] == "queued"], client, settings, ahead=True)
     return dict(Counter(row["status"] for row in rows))
 
 
