@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import psutil
 import uvicorn
@@ -88,7 +89,9 @@ def started(name: str, folder: Path, **env: object) -> Iterator[Process]:
 def serving(settings: Settings) -> Iterator[str]:
     """The API in a thread of this process, behind a real socket. Yields its address."""
     port = free_port()
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, log_config=None, access_log=False))
+    # Connections that a test opened wait for their turn, on a busy machine for long.
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_keep_alive": 60}
+    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started, "the API is up")

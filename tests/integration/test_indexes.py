@@ -52,7 +52,7 @@ def million(postgres: Postgres) -> Iterator[Connection]:
                    '{}', 4, 1, moment, moment,
                    CASE WHEN status = 'queued' AND n %% 310 = 1 THEN moment END,
                    CASE WHEN status <> 'queued' THEN gen_random_uuid() END,
-                   CASE WHEN status = 'running' THEN now() + interval '1 minute' END,
+                   CASE WHEN status = 'running' THEN now() + interval '1 hour' END,
                    CASE WHEN status IN ('succeeded', 'failed') THEN moment END,
                    CASE WHEN status = 'succeeded' THEN '{}'::jsonb END, CASE WHEN status = 'failed' THEN '{}'::jsonb END
             FROM (SELECT n, now() - (%(rows)s - n) * interval '1 second' AS moment,
