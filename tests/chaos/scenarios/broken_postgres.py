@@ -56,13 +56,14 @@ def postgres_full(chaos: Chaos) -> None:
     """All connections are taken by others."""
     taken: list[psycopg.Connection] = []
     try:
-        end = time.monotonic() + 12
+        full_until = None
         chaos.sql("SELECT 1")
         chaos.sql(THROW_OUT)
-        while time.monotonic() < end:
+        while full_until is None or time.monotonic() < full_until:
             try:
                 taken.append(psycopg.connect(chaos.conninfo))
             except psycopg.OperationalError:
+                full_until = full_until or time.monotonic() + 10
                 chaos.sql(THROW_OUT)  # whoever was quicker
                 time.sleep(0.05)
     finally:

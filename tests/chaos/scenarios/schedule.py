@@ -36,7 +36,7 @@ def three_beats(chaos: Chaos) -> None:
         chaos.stack.compose("up", "--detach", "--no-deps", "--no-build", "--no-recreate", "--scale", "beat=1", "beat")
 
 
-@scenario(6, 9, bound=30, soak=True)
+@scenario(6, 9, bound=45, soak=True)
 def maintenance_dead(chaos: Chaos) -> None:
     """Nobody consumes `maintenance` while everything asks for it: what piles up is bounded; then all runs again."""
     worker = chaos.one("worker-maintenance")
