@@ -165,8 +165,11 @@ def split_redis_url(url: str) -> tuple[str, dict[str, Any]]:
     plain = urlunsplit(parts._replace(query=""))
     if parts.scheme != "rediss":
         return plain, {}
-    wanted = query.pop("ssl_cert_reqs", "required").lower().removeprefix("cert_")
-    return plain, {"ssl_cert_reqs": wanted, **{k: v for k, v in query.items() if k.startswith("ssl_")}}
+    options: dict[str, Any] = {name: value for name, value in query.items() if name.startswith("ssl_")}
+    options["ssl_cert_reqs"] = options.get("ssl_cert_reqs", "required").lower().removeprefix("cert_")
+    if "ssl_check_hostname" in options:  # as text, "false" would be true
+        options["ssl_check_hostname"] = options["ssl_check_hostname"].lower() in ("1", "true", "yes", "on")
+    return plain, options
 
 
 def without_password(url: str) -> str:

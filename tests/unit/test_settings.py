@@ -119,6 +119,11 @@ def test_api_keys_have_names(read: Callable[..., Settings]) -> None:
         ("rediss://h/0", "rediss://h/0", {"ssl_cert_reqs": "required"}),
         ("rediss://h/0?ssl_cert_reqs=CERT_NONE", "rediss://h/0", {"ssl_cert_reqs": "none"}),
         (
+            "rediss://h/0?ssl_check_hostname=False",
+            "rediss://h/0",
+            {"ssl_cert_reqs": "required", "ssl_check_hostname": False},
+        ),
+        (
             "rediss://h/0?ssl_ca_certs=/ca.pem",
             "rediss://h/0",
             {"ssl_cert_reqs": "required", "ssl_ca_certs": "/ca.pem"},
