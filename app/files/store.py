@@ -44,8 +44,11 @@ GET = "SELECT id, name, size, content_type, sha256, created_at FROM files WHERE 
 # --- clean-up ---
 
 # Which database this is. A dump that was restored elsewhere is another one; a copy of the server's whole disk is not.
+# `newest`: bytes without a row that are newer than this may belong to a table that was emptied, or restored from an
+# older backup, and is about to be mended.
 IDENTITY = """
-SELECT system_identifier || '/' || current_database() AS identity, now() - interval '24 hours' AS settled_before
+SELECT system_identifier || '/' || current_database() AS identity, now() - interval '24 hours' AS settled_before,
+    (SELECT id FROM files WHERE created_at < now() - interval '24 hours' ORDER BY id DESC LIMIT 1) AS newest
 FROM pg_control_system()
 """
 PAGE = """

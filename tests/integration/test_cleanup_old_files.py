@@ -193,8 +193,24 @@ def test_a_crash_between_row_and_bytes_is_made_up_for(
             run()
     assert rows(db) == set()
     assert stored(folder) == files
+    newer = old(2)
     assert run() == {"bytes_without_row": 3}
-    assert stored(folder) == set()
+    assert stored(folder) == {newer}
+
+
+def test_an_emptied_table_does_not_cost_the_files_as_well(
+    run: Run, old: Callable[..., UUID], db: Connection, folder: Path
+) -> None:
+    """Somebody is about to load the backup. Only when life has gone on for a day they are left over for good."""
+    files = {old(400) for _ in range(3)}
+    db.execute("DELETE FROM files")
+    assert run() == {}
+    young = old(0.9)
+    assert run() == {}
+    assert stored(folder) == {*files, young}
+    settled = old(1.1)
+    assert run() == {"bytes_without_row": 3}
+    assert stored(folder) == {young, settled}
 
 
 @pytest.mark.parametrize("client", ["with Redis", "without"])
@@ -243,12 +259,13 @@ def test_another_databases_storage_is_left_alone(
     old()
     (orphan := folder / str(uuid7())).touch()
     age(orphan, 400)
+    old(2)
     mark = folder / OWNER_MARK
     ours = mark.read_text()
     mark.write_text("7000000000000000000/production")
     assert "skipped" in run()
-    assert len(stored(folder)) == 2
-    assert len(rows(db)) == 1
+    assert len(stored(folder)) == 3
+    assert len(rows(db)) == 2
     mark.write_text(ours + "\n")  # the remedy, with an editor
     assert run() == {"expired": 1, "bytes_without_row": 1}
 

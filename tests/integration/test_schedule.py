@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from base64 import b64decode
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -567,6 +568,15 @@ def test_long_tasks_run_one_at_a_time(
     assert sent(redis)[2:] == [("daily", START)]
     assert run("daily", START, lambda: {"ran": 1}) == {"ran": 1}
     assert not redis.client.exists(housekeeping.SLOW_KEY)
+
+
+def test_what_deletes_waits_until_the_clocks_agree(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = task("hourly", lambda: {"ran": 1})
+    monkeypatch.setattr(maintenance, "SLOW", (module,))
+    monkeypatch.setattr(sys.modules[__name__], "task", lambda *_: module)
+    assert run("hourly", None) == {"ran": 1}
+    monkeypatch.setattr(housekeeping, "time", SimpleNamespace(time=lambda: time.time() + 7200))
+    assert "clocks" in run("hourly", None)["skipped"]
 
 
 def test_a_long_task_gives_back_only_what_is_its_own(run: Run, redis: Redis, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,7 +1,8 @@
 """Deletes files that no job needs after FILE_RETENTION_DAYS, and what is left of uploads that broke off.
 
 The row goes first, then the bytes: a crash in between leaves bytes without a row, which the next run finds. An upload
-writes its bytes before its row, so both count as orphans only after 24 hours.
+writes its bytes before its row, so both count as orphans only after 24 hours. Bytes do only if a newer file has had its
+row for as long: a table that was emptied, or restored from an old backup, must not cost the files as well.
 """
 
 from collections import Counter
@@ -58,7 +59,7 @@ def run(database: Database, client: redis.Redis | None, settings: Settings) -> d
     position: Any = client.get(POSITION_KEY) if client else None
     done["broken_uploads"] = files.remove_parts(about["settled_before"])
     for page in _pages(files, database, UUID(position.decode()) if position else FIRST):
-        done += _clean(page, files, database, about["settled_before"], settings.file_retention_days)
+        done += _clean(page, files, database, about, settings.file_retention_days)
         if over() and page.upto < LAST:
             if client:
                 client.set(POSITION_KEY, str(page.upto), ex=POSITION_SECONDS)
@@ -100,13 +101,17 @@ def _pages(files: FileStore, database: Database, after: UUID) -> Iterator[Page]:
         after, stored = upto, {file_id: written for file_id, written in stored.items() if file_id > upto}
 
 
-def _clean(page: Page, files: FileStore, database: Database, settled_before: datetime, days: int) -> Counter[str]:
+def _clean(page: Page, files: FileStore, database: Database, about: dict[str, Any], days: int) -> Counter[str]:
     expired = set[UUID]()
     if days:  # 0: kept for ever
         params = {"after": page.after, "upto": page.upto, "days": days}
         expired = {row["id"] for row in AGAIN(database.run, store.DELETE_EXPIRED, params)}
     lost = [id_ for id_, settled in page.rows.items() if settled and id_ not in page.stored and id_ not in expired]
-    orphans = [id_ for id_, written in page.stored.items() if written < settled_before and id_ not in page.rows]
+    orphans = [
+        id_
+        for id_, written in page.stored.items()
+        if id_ not in page.rows and written < about["settled_before"] and about["newest"] and id_ < about["newest"]
+    ]
     # Asked again, file by file: nothing is deleted because a list was late, or in another order.
     if lost := [id_ for id_ in lost if not files.has(id_)]:
         lost = [row["id"] for row in AGAIN(database.run, store.DELETE_UNUSED, {"ids": lost})]
