@@ -9,7 +9,8 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from itertools import accumulate, islice, takewhile
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 import psycopg
@@ -29,6 +30,7 @@ Connection = psycopg.AsyncConnection[DictRow]
 # While one group waits for its commit the next one gathers; with a second lane the disk is never waited for idly.
 LANES = 2
 MOST_IN_GROUP = 100
+MOST_CHARACTERS = 2**21  # of payload: a group of large ones must be done in time, too
 # Who waited longer than this for a lane is refused while there is still time to say so, and gets no job later.
 TURN_SECONDS = 2.0
 # After this a lane gives a group up that a frozen server keeps; its callers have had their 503.
@@ -111,9 +113,7 @@ class Creator:
         call = _Call(job, asyncio.get_running_loop().create_future(), time.monotonic())
         self._waiting.append(call)
         if len(self._lanes) < LANES:
-            lane = asyncio.create_task(self._lane())
-            self._lanes.add(lane)
-            lane.add_done_callback(self._lanes.discard)
+            self._lanes.add(asyncio.create_task(self._lane()))
         return await call.created
 
     async def all_or_none(self, jobs: Sequence[NewJob]) -> list[Created]:
@@ -132,8 +132,17 @@ class Creator:
         return created
 
     async def _lane(self) -> None:
+        try:
+            await self._empty()
+        finally:
+            # Here and not by a callback, which comes a moment later: a call in between would find no lane.
+            self._lanes.discard(cast("asyncio.Task[None]", asyncio.current_task()))
+
+    async def _empty(self) -> None:
         while self._waiting:
-            turn, self._waiting = self._waiting[:MOST_IN_GROUP], self._waiting[MOST_IN_GROUP:]
+            size = accumulate(len(call.job.payload) for call in self._waiting)
+            count = max(1, sum(1 for _ in takewhile(MOST_CHARACTERS.__ge__, islice(size, MOST_IN_GROUP))))
+            turn, self._waiting = self._waiting[:count], self._waiting[count:]
             late = time.monotonic() - TURN_SECONDS
             for call in turn:
                 if call.since < late and not call.created.done():
@@ -206,9 +215,14 @@ class Creator:
                 "api_keys": [job.api_key for job in repeated],
                 "idempotency_keys": [job.idempotency_key for job in repeated],
             }
-            cursor = await connection.execute(statements.FIND_BY_KEYS, keys)
-            winners = {(row["api_key"], row["idempotency_key"]): row for row in await cursor.fetchall()}
-            by_id |= {job.id: _winner(job, winners.get((job.api_key, job.idempotency_key))) for job in repeated}
+            try:
+                cursor = await connection.execute(statements.FIND_BY_KEYS, keys)
+                winners = {(row["api_key"], row["idempotency_key"]): row for row in await cursor.fetchall()}
+            except CONNECTION_LOST as error:
+                # The others' jobs are committed, unless this is a transaction: then nobody's are.
+                by_id |= {job.id: error for job in repeated}
+            else:
+                by_id |= {job.id: _winner(job, winners.get((job.api_key, job.idempotency_key))) for job in repeated}
         return [by_id[job.id] for job in jobs]
 
 

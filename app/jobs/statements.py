@@ -16,11 +16,12 @@ SHOWN = """id, kind, status, priority, queue, payload, result, error, progress, 
 # One statement for one job or a thousand, of one client or of many. `published_at` is set where the caller may publish
 # at once: the job is due,
 # its queue is among `open_queues`, and no older row waits outside the window (then only dispatch publishes, in turn).
+# `%()b`: as text, a list's items are quoted character by character, a second for a megabyte, in the API's event loop.
 # Rows are inserted in the order of their keys: two batches with the same keys would otherwise deadlock.
 CREATE = f"""
 WITH wanted AS (
     SELECT * FROM unnest(
-        %(ids)s::uuid[], %(kinds)s::text[], %(priorities)s::text[], %(queues)s::text[], %(payloads)s::text[],
+        %(ids)s::uuid[], %(kinds)s::text[], %(priorities)s::text[], %(queues)s::text[], %(payloads)b::text[],
         %(max_attempts)s::int[], %(run_ats)s::timestamptz[], %(idempotency_keys)s::text[], %(request_hashes)s::bytea[],
         %(api_keys)s::text[], %(request_ids)s::text[]
     ) AS w (id, kind, priority, queue, payload, max_attempts, run_at, idempotency_key, request_hash, api_key,
@@ -178,9 +179,10 @@ FAIL = _end_attempt("id = %(id)s AND lease_token = %(token)s", progress="COALESC
 CHILD_DIED = _end_attempt("id = %(id)s AND node = %(node)s AND pid = %(pid)s")
 # By anybody, for a worker that sends no heartbeats. PostgreSQL's own restart is not the workers' fault: after it they
 # get the time to renew their leases first.
+# A clock that was ahead and was set back has left times in the future: they must stop nothing until they are reached.
 RESCUE = _end_attempt(
-    """lease_expires_at < now()
-    AND now() - pg_postmaster_start_time() > %(settle)s * interval '1 second'""",
+    """(lease_expires_at < now() OR heartbeat_at > now() + interval '1 minute')
+    AND now() - pg_postmaster_start_time() NOT BETWEEN interval '0' AND %(settle)s * interval '1 second'""",
     lock="FOR UPDATE SKIP LOCKED",
 )
 
@@ -259,13 +261,19 @@ RETURNING id, kind, queue, run_at
 # Rows whose message was sent a while ago and should be in the queue's list, or with a worker that claims it any moment.
 SETTLED = """
 SELECT queue, array_agg(id) AS ids FROM jobs
-WHERE queue = ANY(%(queues)s::text[]) AND status = 'queued' AND published_at < now() - %(settle)s * interval '1 second'
+WHERE queue = ANY(%(queues)s::text[]) AND status = 'queued'
+    AND published_at NOT BETWEEN now() - %(settle)s * interval '1 second' AND now() + interval '1 minute'
 GROUP BY queue
 """
 
+# A row that somebody holds is left for the next time: dispatch must wait for nobody.
 PUBLISH_AGAIN = """
 UPDATE jobs SET published_at = now()
-WHERE id = ANY(%(ids)s::uuid[]) AND status = 'queued' AND published_at < now() - %(settle)s * interval '1 second'
+WHERE id = ANY(ARRAY(
+    SELECT id FROM jobs WHERE id = ANY(%(ids)s::uuid[]) AND status = 'queued'
+        AND published_at NOT BETWEEN now() - %(settle)s * interval '1 second' AND now() + interval '1 minute'
+    ORDER BY id FOR UPDATE SKIP LOCKED
+))
 RETURNING id, kind, queue, run_at
 """
 

@@ -12,6 +12,7 @@ import pytest
 
 from app.database import Database
 from app.jobs import messages
+from app.jobs.dispatch import dispatch
 from app.settings import Settings
 from tests.integration.conftest import Jobs, events
 from tests.processes import Process
@@ -45,6 +46,18 @@ def test_they_run_again_at_once(jobs: Jobs, redis: Redis, database: Database, qu
     assert [attempt["error"] for attempt in jobs.attempts(job_id)] == [REASON]
     assert messages.job_id_of(redis.client.lpop("default")) == job_id  # type: ignore[arg-type]
     assert cleanup_orphaned_jobs.run(database, redis.client, quick) == {}
+
+
+def test_a_clock_that_was_set_back(jobs: Jobs, redis: Redis, database: Database, quick: Settings) -> None:
+    """The worker died while the database's clock was a day ahead: its lease ends tomorrow."""
+    tomorrow = "now() + interval '1 day'"
+    job_id = orphan(jobs)
+    database.run(f"UPDATE jobs SET heartbeat_at = {tomorrow}, lease_expires_at = {tomorrow}")
+    assert cleanup_orphaned_jobs.run(database, redis.client, quick) == {"queued": 1}
+    database.run(f"UPDATE jobs SET published_at = {tomorrow}")
+    redis.client.flushall()
+    assert dispatch(database, redis.client, quick) == {"repaired": 1}
+    assert messages.job_id_of(redis.client.rpop("default")) == job_id  # type: ignore[arg-type]
 
 
 def test_ahead_of_all_that_waits(jobs: Jobs, redis: Redis, database: Database, quick: Settings) -> None:
