@@ -1,6 +1,7 @@
 """Celery's consumer, made to tell the truth: a worker that does not consume says so, reconnects, and at last ends."""
 
 import logging
+import os
 import sys
 import threading
 import time
@@ -112,7 +113,7 @@ class Consumer(consumer.Consumer):
         super().register_with_event_loop(hub)
         channel = self.task_consumer.channel
         brpop_read = channel.handlers["BRPOP"]
-        within_prefetch, acknowledge = channel.qos.can_consume, channel.qos.ack
+        within_prefetch, acknowledge, reject = channel.qos.can_consume, channel.qos.ack, channel.qos.reject
 
         def read() -> None:
             try:
@@ -141,16 +142,24 @@ class Consumer(consumer.Consumer):
                 self._broken = True
                 raise
 
+        def give_back(delivery_tag: str, requeue: bool = False) -> None:
+            try:
+                reject(delivery_tag, requeue=requeue)
+            except self.connection_errors:
+                self._broken = True  # as above
+                raise
+
         for tag in self._left:
             channel.qos.restore_by_tag(tag)
         self._left.clear()
         self._broken = False
         channel.handlers["BRPOP"] = read
         channel.qos.ack = ack
+        channel.qos.reject = give_back
         channel.qos.can_consume = can_consume
         self._answered = time.monotonic()
         if not self.restart_count:
-            alive.touch(process_name())
+            self._touch()
         self.timer.call_repeatedly(LOOK_SECONDS, self._look)
 
     def create_task_handler(self, *args: Any, **kwargs: Any) -> Any:
@@ -209,6 +218,13 @@ class Consumer(consumer.Consumer):
             self._touch_at = self._answered + TOUCH_SECONDS
             alive.touch(process_name())
 
+    @staticmethod
+    def _touch() -> None:
+        try:
+            alive.touch(process_name())
+        except OSError as error:  # which would be taken for Redis's
+            log.error("no_sign_of_life", error=str(error))
+
     def _busy(self) -> bool:
         """Whether every child has a message, be it one that came by an earlier connection."""
         return len(self.pool._pool._cache) >= int(self.pool.num_processes)
@@ -235,6 +251,8 @@ class Consumer(consumer.Consumer):
             quiet = 0 if self._signs != seen or shutdown.claims_nothing() else quiet + LOOK_SECONDS
             seen = self._signs
         main = sys._current_frames().get(threading.main_thread().ident or 0)
+        # Whoever reads our log may be what we are stuck on.
+        threading.Timer(15, os._exit, (1,)).start()
         log.critical("stuck", seconds=END_SECONDS, stack="".join(traceback.format_stack(main)))
         shutdown.end("ends_itself", self.pool._pool, hand_back_all, exit_code=1)
 

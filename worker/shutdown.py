@@ -79,17 +79,21 @@ def watch(settings: Settings, pool: Any, hand_back_all: Any) -> None:
 
 def end(why: str, pool: Any, hand_back_all: Any, *, exit_code: int) -> None:
     """In a thread of the parent: puts its claims back, uncounted, and ends it with its children."""
+    says: dict[str, Any] = {}
     try:
-        log.warning(why, handed_back=hand_back_all())
-    except Exception as error:
-        expected = isinstance(error, CONNECTION_LOST)
-        log.warning("hand_back_failed", error=str(error).strip(), exc_info=None if expected else error)
-        # The leases run out, and rescue has the jobs.
+        says["handed_back"] = hand_back_all()
+    except Exception as error:  # noqa: BLE001
+        # Whatever it is: the leases run out, and rescue has the jobs.
+        says["error"] = str(error).strip()
+        says["exc_info"] = None if isinstance(error, CONNECTION_LOST) else error
     for child in list(getattr(pool, "_pool", None) or ()):
         if child.pid:
             try:
                 os.kill(child.pid, signal.SIGKILL)
             except ProcessLookupError:
                 continue
-    # Not a normal exit: Celery's main thread is waiting for something and would wait on.
+    # Not a normal exit: Celery's main thread is waiting for something and would wait on. And not only behind the log,
+    # which may be what it waits for.
+    threading.Timer(2, os._exit, (exit_code,)).start()
+    log.warning(why, **says)
     os._exit(exit_code)

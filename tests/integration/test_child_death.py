@@ -100,10 +100,12 @@ def test_terminated_from_outside(worker: Process, jobs: Jobs, cancel: Cancel) ->
     """Flower's button, or `celery control`: for the job it is a crash."""
     job_id = jobs.start("sleep", SLEEP)
     jobs.running(job_id)
-    [active] = (celery_app.control.inspect(timeout=2).active() or {}).values()
-    [task_id] = [task["id"] for task in active]
-    assert task_id.startswith(str(job_id))
-    celery_app.control.revoke(task_id, terminate=True)
+    # Not from the pool, whose connections are older than the server if a test restarted it.
+    with celery_app.connection_for_write() as connection:
+        [active] = (celery_app.control.inspect(timeout=2, connection=connection).active() or {}).values()
+        [task_id] = [task["id"] for task in active]
+        assert task_id.startswith(str(job_id))
+        celery_app.control.revoke(task_id, terminate=True, connection=connection)
     jobs.running(job_id, attempt=2, seconds=10)
     assert [attempt["error"]["type"] for attempt in jobs.attempts(job_id)] == ["Terminated"]
     cancel(job_id)

@@ -93,7 +93,8 @@ def test_a_worker_that_is_told_to_stop_meanwhile(start: Callable[..., Process], 
     away.stop()
     worker.terminate()
     assert worker.wait(4) == 0
-    assert len(events(worker, "hand_back_failed")) == 1
+    [end] = events(worker, "grace_is_over")
+    assert "Connection refused" in end["error"]
     assert not [line for line in log_lines(worker) if "exception" in line], worker.log
     away.start()
     assert jobs.get(job_id)["status"] == "running"  # until its lease has run out

@@ -121,7 +121,8 @@ def test_while_something_is_away(
     away: str, busy: bool, start: Start, jobs: Jobs, redis: Redis, postgres: Postgres
 ) -> None:
     worker = start("worker", SHUTDOWN_GRACE_SECONDS=GRACE, **QUICK)
-    running = [jobs.start("sleep", {"seconds": seconds, "steps": 1000}) for seconds in (2, 120)] if busy else []
+    sleeps = [{"seconds": 2, "steps": 4}, {"seconds": 120, "steps": 1000}] if busy else []
+    running = [jobs.start("sleep", payload) for payload in sleeps]
     for job_id in running:
         jobs.running(job_id)
     go, come = {
