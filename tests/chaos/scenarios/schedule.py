@@ -54,4 +54,4 @@ def maintenance_dead(chaos: Chaos) -> None:
     chaos.expect(max(lengths) <= MOST_WAITING, f"maintenance grew to {max(lengths)}")
     worker.start()
     chaos.fault_over()
-    until(lambda: chaos.redis.llen("maintenance") < 5, "maintenance is worked off", seconds=30)
+    until(lambda: chaos.redis.llen("maintenance") < 5, "maintenance is worked off", seconds=60)
