@@ -1,7 +1,9 @@
 """One log format for every process: JSON lines in containers, colours on a terminal."""
 
+import json
 import logging
 import logging.config
+import os
 import sys
 from typing import Any, TextIO
 
@@ -16,19 +18,42 @@ def _without_color_message(logger: object, name: str, event: dict[str, Any]) -> 
     return event
 
 
+_encode = json.JSONEncoder(default=repr).encode
+
+
+def _as_json(logger: object, name: str, event: dict[str, Any]) -> str:
+    return _encode(event)
+
+
+class _Lines:
+    """Each line by one system call: none within another, of whatever thread or child, and no lock to be forked with."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._fd = stream.fileno()
+
+    def info(self, line: str) -> None:
+        left = f"{line}\n".encode(errors="backslashreplace")
+        try:
+            while left:
+                left = left[os.write(self._fd, left) :]
+        except OSError:
+            pass  # as the standard library has it: a log that nobody reads any more stops nobody's work
+
+    debug = warning = error = critical = info
+
+
 _SHARED: list[Any] = [
     structlog.contextvars.merge_contextvars,
-    structlog.stdlib.add_log_level,
-    structlog.stdlib.ExtraAdder(),
+    structlog.processors.add_log_level,
     structlog.processors.TimeStamper(fmt="iso", utc=True),
-    _without_color_message,
 ]
 
 
 def configure(stream: TextIO | None = None) -> None:
-    """Send structlog and the standard library's loggers through one pipe, to stdout unless another stream is given.
+    """Send our lines and those of the standard library's loggers, in one format, to stdout or another stream.
 
-    Not to stderr: platforms such as Railway colour every line there as an error.
+    Not to stderr: platforms such as Railway colour every line there as an error. Our own don't go through `logging`,
+    which would take half of the time that a short job takes. To be called once a process.
     """
     stream = stream or sys.stdout
     settings = get_settings()
@@ -37,25 +62,27 @@ def configure(stream: TextIO | None = None) -> None:
         [
             structlog.processors.format_exc_info,
             structlog.processors.EventRenamer("message"),
-            structlog.processors.JSONRenderer(),
+            _as_json,
         ]
         if as_json
         # Without the values of variables, which the default shows: payloads and headers are not for a log.
         else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
     structlog.configure(
-        processors=[
-            structlog.stdlib.filter_by_level,
-            *_SHARED,
-            structlog.stdlib.ProcessorFormatter.wrap_for_formatter,
-        ],
-        logger_factory=structlog.stdlib.LoggerFactory(),
+        processors=[*_SHARED, *renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
+        logger_factory=lambda *_: _Lines(stream),
         cache_logger_on_first_use=True,
     )
     handler = logging.StreamHandler(stream)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
-            foreign_pre_chain=[structlog.stdlib.add_logger_name, *_SHARED],
+            foreign_pre_chain=[
+                structlog.stdlib.add_logger_name,
+                *_SHARED,
+                structlog.stdlib.ExtraAdder(),
+                _without_color_message,
+            ],
             processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *renderer],
         )
     )
@@ -70,6 +97,7 @@ def configure(stream: TextIO | None = None) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def get(name: str) -> structlog.stdlib.BoundLogger:
-    logger: structlog.stdlib.BoundLogger = structlog.stdlib.get_logger(name)
+def get(name: str) -> structlog.typing.FilteringBoundLogger:
+    """A logger of ours: `log.info("event", key=value)`. A line costs some 20 us, one below LOG_LEVEL nothing."""
+    logger: structlog.typing.FilteringBoundLogger = structlog.get_logger(name)
     return logger
