@@ -5,6 +5,7 @@ SQLAlchemy is imported by migrations only, so no process pays for it.
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Column,
     ForeignKey,
@@ -60,6 +61,8 @@ jobs = Table(
     Column("lease_expires_at", _TIME),
     Column("cancel_requested_at", _TIME),
     Column("published_at", _TIME),
+    # Runs in a group with others, at its first attempt: see `worker/short_jobs.py`.
+    Column("short", Boolean, nullable=False, server_default=text("false")),
     Column("api_key", Text, nullable=False, server_default=""),
     Column("idempotency_key", Text),
     Column("request_hash", LargeBinary),
@@ -77,7 +80,8 @@ jobs = Table(
 )
 # What each index is for stands beside it in the migration.
 for name, columns, where in (
-    ("jobs_due", ("queue", "run_at", "id"), "status = 'queued' AND published_at IS NULL"),
+    ("jobs_due", ("queue", "run_at", "id"), "status = 'queued' AND published_at IS NULL AND NOT short"),
+    ("jobs_short_due", ("queue", "run_at", "id"), "status = 'queued' AND short"),
     ("jobs_published", ("queue", "published_at"), "status = 'queued' AND published_at IS NOT NULL"),
     ("jobs_running", ("queue",), "status = 'running'"),
     ("jobs_newest", ("created_at", "id"), None),

@@ -19,7 +19,7 @@ log = logs.get(__name__)
 PROGRESS_SECONDS = 0.5  # at most two writes a second, however often a handler reports
 
 
-@dataclass
+@dataclass(eq=False)  # by identity: the leases of a group have one token
 class Lease:
     """A claim that this process holds. Written by the heartbeat's thread, read by the job's."""
 
@@ -41,7 +41,7 @@ class Heartbeat:
         self._database = database
         self._settings = settings
         self._may_kill = may_kill
-        self._leases: dict[UUID, Lease] = {}
+        self._leases: set[Lease] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
 
@@ -50,7 +50,7 @@ class Heartbeat:
         # The progress of a job shorter than half a second is written with its end only.
         lease = Lease(job_id, token, now + self._settings.job_heartbeat_seconds, now + PROGRESS_SECONDS)
         with self._changed:
-            self._leases[token] = lease
+            self._leases.add(lease)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
                 self._thread.start()
@@ -59,13 +59,13 @@ class Heartbeat:
 
     def drop(self, lease: Lease) -> None:
         with self._changed:
-            self._leases.pop(lease.token, None)
+            self._leases.discard(lease)
 
     def report(self, lease: Lease, progress: dict[str, Any]) -> None:
         """Progress to be written soon; a newer report replaces one that waits."""
         text = json.dumps(progress, allow_nan=False)
         with self._changed:
-            if lease.progress is None:
+            if lease.progress is None and time.monotonic() >= lease.progress_at:
                 self._changed.notify()
             lease.progress = text
 
@@ -74,10 +74,12 @@ class Heartbeat:
         while True:
             with self._changed:
                 now = time.monotonic()
-                due = [lease for lease in self._leases.values() if self._next(lease) <= now]
+                due = [lease for lease in self._leases if self._next(lease) <= now]
                 if not due:
-                    soonest = min(map(self._next, self._leases.values()), default=float("inf"))
-                    self._changed.wait(min(self._settings.job_heartbeat_seconds / 2, max(0.01, soonest - now)))
+                    soonest = min(map(self._next, self._leases), default=float("inf"))
+                    self._changed.wait(
+                        min(PROGRESS_SECONDS, self._settings.job_heartbeat_seconds / 2, max(0.01, soonest - now))
+                    )
                     continue
             try:
                 self._beat(due)
@@ -107,12 +109,12 @@ class Heartbeat:
                 "lease": self._settings.job_lease_seconds,
             },
         )
-        cancelled = {row["lease_token"]: row["cancelled"] for row in rows}
+        cancelled = {(row["id"], row["lease_token"]): row["cancelled"] for row in rows}
         # Under the lock: a job's own thread cannot report more, nor end and begin another job, in between.
         with self._changed:
             for lease, written in zip(leases, reports, strict=True):
-                if lease.token in self._leases:
-                    self._note(lease, written, cancelled.get(lease.token))
+                if lease in self._leases:
+                    self._note(lease, written, cancelled.get((lease.job_id, lease.token)))
 
     def _note(self, lease: Lease, written: str | None, cancelled: bool | None) -> None:
         """What the database said of a lease; None: it is nobody's any more."""
@@ -124,7 +126,7 @@ class Heartbeat:
         if cancelled is None:
             # Finished by the job's own thread in this moment, or taken away: that thread finds out by its token.
             lease.lost = True
-            del self._leases[lease.token]
+            self._leases.discard(lease)
             lease.attention.set()
             return
         if cancelled and lease.cancelled_at is None:

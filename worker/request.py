@@ -5,7 +5,6 @@ import os
 from contextlib import suppress
 from signal import SIGKILL
 from typing import Any
-from uuid import UUID
 
 from billiard.exceptions import Terminated, TimeLimitExceeded, WorkerLostError
 from celery.worker import state
@@ -75,7 +74,6 @@ class JobRequest(TaskRequest):
                 # A child that ends with its worker is no failure of its job.
                 statements.HAND_BACK_CHILD if stopping else statements.CHILD_DIED,
                 {
-                    "id": UUID(self.args[0]),
                     "node": NODE,
                     "pid": self.worker_pid,
                     "error": json.dumps({"type": error_type, "message": message}),

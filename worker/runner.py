@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 from uuid import UUID, uuid4
 
@@ -46,6 +47,25 @@ class Claim(NamedTuple):
     lease_token: UUID
 
 
+def _named(claim: Claim) -> dict[str, Any]:
+    """What stands in every line of the log that speaks of a job."""
+    return {
+        "job_id": str(claim.id),
+        "kind": claim.kind,
+        "attempt": claim.attempt,
+        "request_id": claim.request_id,
+    }
+
+
+def _log_end(outcome: str, seconds: float, **named: Any) -> None:
+    log.info("job_ended", outcome=outcome, seconds=round(seconds, 3), **named)
+
+
+# Takes the result of a job, as JSON, and returns how its attempt ended.
+Finish = Callable[[Claim, Lease, str], str]
+KEPT = "kept"
+
+
 class Runner:
     """Runs jobs in this process. One per process; threads may share it (inline mode)."""
 
@@ -78,29 +98,38 @@ class Runner:
         rows = self.database.run(statements.CLAIM_NEXT, {"queues": queues, **self.identity()})
         return Claim(**rows[0]) if rows else None
 
-    def run(self, claim: Claim) -> str:
-        """Runs a claimed job and returns how this attempt ended: a status, or `handed back` or `lease lost`."""
+    def claim_short(self, queue: str, most: int) -> list[Claim]:
+        """A group of short jobs, the oldest first; all with the same token."""
+        rows = self.database.run(statements.CLAIM_SHORT, {"queue": queue, "limit": most, **self.identity()})
+        rows.sort(key=lambda row: (row.pop("run_at"), row["id"]))
+        return [Claim(**row) for row in rows]
+
+    def run(self, claim: Claim, *, keep: Finish | None = None) -> str:
+        """Runs a claimed job and returns how this attempt ended: a status, or `handed back` or `lease lost`.
+
+        Args:
+            keep: takes a result, instead of its being written down now, and returns KEPT.
+        """
         lease = self._heartbeat.hold(claim.id, claim.lease_token)
-        with structlog.contextvars.bound_contextvars(
-            job_id=str(claim.id), kind=claim.kind, attempt=claim.attempt, request_id=claim.request_id
-        ):
+        with structlog.contextvars.bound_contextvars(**_named(claim)):
             began = time.monotonic()
             try:
-                outcome = self._run(claim, lease)
+                outcome = self._run(claim, lease, keep or self._finish)
             except errors.LeaseLost:
                 outcome = "lease lost"
             finally:
                 self._heartbeat.drop(lease)
-            log.info("job_ended", outcome=outcome, seconds=round(time.monotonic() - began, 3))
+            if outcome != KEPT:
+                _log_end(outcome, time.monotonic() - began)
         return outcome
 
-    def _run(self, claim: Claim, lease: Lease) -> str:
+    def _run(self, claim: Claim, lease: Lease, finish: Finish) -> str:
         kind = self._kinds.get(claim.kind)
         if kind is None:
             log.warning("unknown_kind", hint="this worker runs an older release, or DEMO_JOBS is off")
             return self._hand_back(claim, lease, UNKNOWN_KIND_SECONDS)
         try:
-            return self._finish(claim, lease, self._handle(kind, claim, lease))
+            return finish(claim, lease, self._handle(kind, claim, lease))
         except errors.Cancelled:
             return self._end(statements.CANCELLED, claim, lease, {})
         except errors.HandBack:
@@ -135,6 +164,19 @@ class Runner:
             )
             result: Model = handler(payload, context)
         return kind.result.model_validate(result).model_dump_json()
+
+    def finish(self, claim: Claim, lease: Lease, result: str, seconds: float) -> None:
+        """Writes down what `run` was told to leave."""
+        try:
+            outcome = self._finish(claim, lease, result)
+        except errors.LeaseLost:
+            outcome = "lease lost"
+        except errors.PermanentError as error:
+            outcome = self._fail(claim, lease, error)
+        self.log_end(claim, outcome, seconds)
+
+    def log_end(self, claim: Claim, outcome: str, seconds: float) -> None:
+        _log_end(outcome, seconds, **_named(claim))
 
     def _finish(self, claim: Claim, lease: Lease, result: str) -> str:
         try:

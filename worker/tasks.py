@@ -1,4 +1,4 @@
-"""The Celery tasks: `run_job` for every job, and the house-keeping under the names of its files."""
+"""The Celery tasks: `run_job`, `run_short_jobs`, and the house-keeping under the names of its files."""
 
 import gc
 import signal
@@ -17,7 +17,7 @@ from app.celery_app import celery_app
 from app.database import CONNECTION_LOST, Database
 from app.jobs import messages
 from app.settings import get_settings
-from worker import housekeeping, maintenance, shutdown
+from worker import housekeeping, maintenance, short_jobs, shutdown
 from worker.request import hand_back_all
 from worker.runner import Runner
 
@@ -54,6 +54,14 @@ def run_job(self: "Task[..., None]", job_id: str) -> None:
     if claim is not None:
         with shutdown.left_to_the_parent():
             runner.run(claim)
+
+
+@celery_app.task(name=messages.RUN_SHORT_JOBS, bind=True, Request="worker.request:JobRequest")
+def run_short_jobs(self: "Task[..., None]", queue: str) -> None:
+    """A wake-up: runs due short jobs of that queue, if there still are any."""
+    if not shutdown.claims_nothing():  # else dispatch wakes another worker up
+        with shutdown.left_to_the_parent():
+            short_jobs.run(_runner(self.request.hostname), _redis(), queue)
 
 
 def _register(module: ModuleType) -> None:

@@ -72,19 +72,22 @@ def new_job(request: JobRequest, idempotency_key: str | None, *, api_key: str, r
     """A request model of `requests.request_type` as a row to be."""
     kind = all_kinds()[request.kind]
     priority = request.priority or kind.priority
+    max_attempts = request.max_attempts or kind.max_attempts
     return NewJob(
         id=uuid7(),
         kind=kind.name,
         priority=priority,
         queue=QUEUE_OF_PRIORITY[priority],
         payload=request.payload.model_dump_json(),
-        max_attempts=request.max_attempts or kind.max_attempts,
+        max_attempts=max_attempts,
         run_at=request.run_at,
         file_ids=list(dict.fromkeys(kind.file_ids(request.payload))),
         idempotency_key=idempotency_key,
         request_hash=_hash(request) if idempotency_key else None,
         api_key=api_key,
         request_id=request_id,
+        # Members of a broken group run again uncounted: not what somebody means who allows one run.
+        short=max_attempts > 1 and kind.short(request.payload),
     )
 
 
@@ -172,7 +175,9 @@ class Creator:
     def _publish(self, created: list[Created]) -> None:
         rows = [row for row, new in created if new]
         self._publisher.submit(row for row in rows if row["published_at"] is not None)
-        if any(row["published_at"] is None and row["run_at"] == row["created_at"] for row in rows):
+        due = [row for row in rows if row["published_at"] is None and row["run_at"] == row["created_at"]]
+        self._publisher.wake({row["queue"] for row in due if row["short"]})
+        if any(not row["short"] for row in due):
             self._publisher.ask_dispatch()
 
     async def _insert_each(self, connection: Connection, jobs: Sequence[NewJob]) -> list[Created | Exception]:
@@ -203,6 +208,7 @@ class Creator:
             "request_hashes": [job.request_hash for job in jobs],
             "api_keys": [job.api_key for job in jobs],
             "request_ids": [job.request_id for job in jobs],
+            "short": [job.short for job in jobs],
             "file_jobs": [job.id for job in jobs for _ in job.file_ids],
             "file_ids": [file_id for job in jobs for file_id in job.file_ids],
             "open_queues": self._publisher.open_queues(len(jobs)),

@@ -4,9 +4,9 @@ Runs in the maintenance worker every two seconds, and whenever somebody asks; an
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from operator import itemgetter
-from typing import cast
+from typing import Any, cast
 
 import redis
 
@@ -39,20 +39,29 @@ def dispatch(database: Database, client: redis.Redis, settings: Settings) -> dic
     return {name: count for name, count in (("published", published), ("repaired", repaired)) if count}
 
 
-def top_up(database: Database, client: redis.Redis, settings: Settings) -> int:
-    """While rows wait outside a window, refills it as workers empty it, for TOP_UP_SECONDS. Returns how many it sent.
+def wake(client: redis.Redis, settings: Settings, queues: Iterable[str]) -> None:
+    """Sends a wake-up for short jobs to each queue that has none waiting."""
+    for queue in queues:
+        client.eval(*messages.wake_up(queue, settings))  # type: ignore[arg-type]
 
-    One dispatcher at a time does this. Without a backlog it returns at once.
+
+def top_up(database: Database, client: redis.Redis, settings: Settings) -> int:
+    """Looks after those without a message: wakes workers up for short jobs and, while rows wait outside a window,
+    refills it as it empties, for TOP_UP_SECONDS. Returns how many messages it sent for these.
+
+    One dispatcher at a time refills. Without a backlog it returns at once.
     """
     end, sent = time.monotonic() + TOP_UP_SECONDS, 0
-    outside = _waiting_outside(database)
+    waiting = _waiting(database)
+    wake(client, settings, [row["queue"] for row in waiting if row["short"]])
+    outside = [row["queue"] for row in waiting if row["outside"]]
     if not outside or not client.set(TOPPING_UP_KEY, 1, nx=True, px=int(TOP_UP_SECONDS * 1000)):
         return 0
     while outside and time.monotonic() < end:
         time.sleep(LOOK_SECONDS)
         if min(cast(int, client.llen(queue)) for queue in outside) < settings.queue_window / 2:
             sent += _publish(database, client, settings)
-            outside = _waiting_outside(database)
+            outside = [row["queue"] for row in _waiting(database) if row["outside"]]
     return sent
 
 
@@ -62,6 +71,7 @@ def rebuild(database: Database, client: redis.Redis, settings: Settings, queues:
     client.ping()
     published = _publish(database, client, settings, queues)
     repaired = repair(database, client, settings, thorough=True, queues=queues, settle=0)
+    wake(client, settings, queues)
     return {"published": published, "repaired": repaired}
 
 
@@ -71,8 +81,8 @@ def _publish(database: Database, client: redis.Redis, settings: Settings, queues
     return len(rows)
 
 
-def _waiting_outside(database: Database) -> list[str]:
-    return [row["queue"] for row in database.run(statements.WAITING_OUTSIDE, {"queues": list(JOB_QUEUES)})]
+def _waiting(database: Database) -> list[dict[str, Any]]:
+    return database.run(statements.WAITING, {"queues": list(JOB_QUEUES)})
 
 
 def repair(

@@ -42,6 +42,10 @@ def _file_fields(payload: type[BaseModel]) -> list[str]:
     ]
 
 
+def _never(payload: Model) -> bool:
+    return False
+
+
 def _unchanged(payload: dict[str, Any]) -> dict[str, Any]:
     return payload
 
@@ -51,6 +55,8 @@ class Kind:
     """One kind of job. Limits are seconds; None takes the setting's value, 0 means no limit.
 
     `shown` turns a stored payload into what the API may show (a secret header starred out, say).
+    `short` says of a payload that its job takes milliseconds. Thousands of those a second run in groups that share
+    what a job costs besides its handler (docs/short-jobs.md); none of its promises is weaker.
     """
 
     name: str
@@ -63,6 +69,7 @@ class Kind:
     time_limit: int | None = None
     demo: bool = False  # only where DEMO_JOBS is on
     shown: Callable[[dict[str, Any]], dict[str, Any]] = _unchanged
+    short: Callable[[Any], bool] = _never
 
     def limits(self, settings: Settings) -> tuple[int, int]:
         """(soft, hard) seconds for the handler; 0 is none."""

@@ -24,6 +24,18 @@ from app.queues import MAINTENANCE
 from app.settings import Settings, split_redis_url
 
 RUN_JOB = "run_job"
+RUN_SHORT_JOBS = "run_short_jobs"
+# Whatever runs longer in a group is not short: its child is killed, and it runs alone, with its kind's own limits.
+SHORT_TIME_LIMIT = 60
+# A wake-up that got lost is missed for so long.
+WAKE_SECONDS = 10
+# Beside the window's messages; more of them than one wait only where nobody consumes the queue.
+MOST_WAKE_UPS = 100
+WAKE = """
+if redis.call('llen', KEYS[1]) < tonumber(ARGV[1]) and redis.call('set', KEYS[2], '1', 'nx', 'ex', ARGV[2]) then
+    redis.call('lpush', KEYS[1], ARGV[3])
+end
+"""
 # With this many messages in `maintenance` nobody consumes it; more would only fill Redis.
 MOST_MAINTENANCE = 100
 REDIS_ERRORS = (redis.RedisError, OSError)
@@ -86,6 +98,21 @@ def job_message(job: Address, settings: Settings) -> str:
     return envelope(
         RUN_JOB, job.queue, f"{job.id}:{secrets.token_hex(4)}", [str(job.id)], timelimit=[hard or None, None]
     )
+
+
+def wake_key(queue: str) -> str:
+    """Is there while a wake-up of that queue waits. Its worker deletes it before it looks for jobs."""
+    return f"jobstack:wake:{queue}"
+
+
+def wake_up(queue: str, settings: Settings) -> tuple[str | int, ...]:
+    """The arguments of an EVAL that makes sure that a message waits by which a worker looks for short jobs.
+
+    They need no message each: which jobs are due stands in the table.
+    """
+    task_id = f"short:{queue}:{secrets.token_hex(8)}"
+    message = envelope(RUN_SHORT_JOBS, queue, task_id, [queue], timelimit=[SHORT_TIME_LIMIT, None])
+    return (WAKE, 2, queue, wake_key(queue), settings.queue_window + MOST_WAKE_UPS, WAKE_SECONDS, message)
 
 
 def job_id_of(message: bytes | str) -> UUID | None:

@@ -30,6 +30,7 @@ class Publisher:
         # Queue -> (its length when last seen, when that was). Full or unreachable queues are left to dispatch.
         self._lengths: dict[str, tuple[int, float]] = {}
         self._away_until = 0.0
+        self._to_wake: set[str] = set()
         self._ask_dispatch = False
         self._asked_at = 0.0
         self._stopped = False
@@ -54,6 +55,12 @@ class Publisher:
         if self._waiting:
             self._wanted.set()
 
+    def wake(self, queues: set[str]) -> None:
+        """Short jobs came into these queues."""
+        if queues and self._client is not None:
+            self._to_wake |= queues
+            self._wanted.set()
+
     def ask_dispatch(self) -> None:
         """Rows were left to dispatch: tell it now instead of at its next tick."""
         if self._client is not None and time.monotonic() - self._asked_at > ASK_SECONDS:
@@ -75,11 +82,12 @@ class Publisher:
 
     async def _flush(self) -> None:
         batch, self._waiting = self._waiting, []
+        wake, self._to_wake = self._to_wake, set()
         ask, self._ask_dispatch = self._ask_dispatch, False
-        if self._client is None or not (batch or ask):
+        if self._client is None or not (batch or wake or ask):
             return
         try:
-            await self._send(self._client, batch, ask=ask)
+            await self._send(self._client, batch, wake, ask=ask)
         except messages.REDIS_ERRORS as error:
             # It may have arrived all the same: harmless. Until Redis is looked at again, rows go in unpublished, so
             # that dispatch finds them at once and not after repair's patience.
@@ -88,11 +96,15 @@ class Publisher:
         except Exception:  # a mistake of ours must not end all publishing
             log.exception("publish_failed", jobs=len(batch))
 
-    async def _send(self, client: redis.asyncio.Redis, batch: list[messages.Address], *, ask: bool) -> None:
+    async def _send(
+        self, client: redis.asyncio.Redis, batch: list[messages.Address], wake: set[str], *, ask: bool
+    ) -> None:
         queues = messages.by_queue(batch, self._settings)
         pipeline = client.pipeline(transaction=False)
         for queue, waiting in queues.items():
             pipeline.lpush(queue, *waiting)
+        for queue in wake:
+            pipeline.eval(*messages.wake_up(queue, self._settings))  # type: ignore[arg-type]
         if ask:
             pipeline.llen(MAINTENANCE)
         lengths: Sequence[int] = await pipeline.execute()

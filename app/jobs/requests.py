@@ -77,6 +77,7 @@ class NewJob:
     request_hash: bytes | None
     api_key: str
     request_id: str | None
+    short: bool
 
 
 class Progress(BaseModel):

@@ -11,6 +11,11 @@ Rules that hold for all of them:
 SHOWN = """id, kind, status, priority, queue, payload, result, error, progress, attempt, max_attempts,
     run_at, created_at, started_at, heartbeat_at, finished_at, worker, request_id"""
 
+# A due row of jobs `d` that no message stands for: its queue's window was full when it came. Exactly as in the index.
+WAITS_OUTSIDE = "d.status = 'queued' AND d.published_at IS NULL AND NOT d.short AND d.run_at <= now()"
+# Those of the `short` have none; they are claimed in groups.
+SHORT_DUE = "d.status = 'queued' AND d.short AND d.run_at <= now()"
+
 # --- creating ------------------------------------------------------------------------------------------------------
 
 # One statement for one job or a thousand, of one client or of many. `published_at` is set where the caller may publish
@@ -23,24 +28,24 @@ WITH wanted AS (
     SELECT * FROM unnest(
         %(ids)s::uuid[], %(kinds)s::text[], %(priorities)s::text[], %(queues)s::text[], %(payloads)b::text[],
         %(max_attempts)s::int[], %(run_ats)s::timestamptz[], %(idempotency_keys)s::text[], %(request_hashes)s::bytea[],
-        %(api_keys)s::text[], %(request_ids)s::text[]
+        %(api_keys)s::text[], %(request_ids)s::text[], %(short)s::boolean[]
     ) AS w (id, kind, priority, queue, payload, max_attempts, run_at, idempotency_key, request_hash, api_key,
-            request_id)
+            request_id, short)
 ), backlog AS MATERIALIZED (
     SELECT q.queue FROM (SELECT DISTINCT queue FROM wanted) q WHERE EXISTS (
         SELECT FROM jobs d
-        WHERE d.queue = q.queue AND d.status = 'queued' AND d.published_at IS NULL AND d.run_at <= now()
+        WHERE d.queue = q.queue AND {WAITS_OUTSIDE}
     )
 ), created AS (
-    INSERT INTO jobs (id, kind, priority, queue, payload, max_attempts, run_at, published_at,
+    INSERT INTO jobs (id, kind, priority, queue, payload, max_attempts, run_at, published_at, short,
                       request_id, api_key, idempotency_key, request_hash)
     SELECT id, kind, priority, queue, payload::jsonb, max_attempts, GREATEST(run_at, now()),
-           CASE WHEN COALESCE(run_at, now()) <= now() AND queue = ANY(%(open_queues)s::text[])
-                     AND queue NOT IN (SELECT queue FROM backlog) THEN now() END,
+           CASE WHEN NOT short AND COALESCE(run_at, now()) <= now() AND queue = ANY(%(open_queues)s::text[])
+                     AND queue NOT IN (SELECT queue FROM backlog) THEN now() END, short,
            request_id, api_key, idempotency_key, request_hash
     FROM wanted ORDER BY api_key, idempotency_key
     ON CONFLICT (api_key, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-    RETURNING {SHOWN}, published_at
+    RETURNING {SHOWN}, published_at, short
 ), linked AS (
     INSERT INTO job_files (job_id, file_id)
     SELECT f.job_id, f.file_id FROM unnest(%(file_jobs)s::uuid[], %(file_ids)s::uuid[]) AS f (job_id, file_id)
@@ -83,6 +88,8 @@ _CLAIM = """
         worker = %(worker)s, node = %(node)s, pid = %(pid)s,
         lease_token = %(token)s, lease_expires_at = now() + %(lease)s * interval '1 second', published_at = NULL
 """
+# Who runs alone is not to be treated as one of a group.
+_ALONE = ", short = false"
 _CLAIMED = "RETURNING id, kind, queue, payload, attempt, max_attempts, request_id, lease_token"
 _DUE = "status = 'queued' AND run_at <= now() AND attempt < max_attempts AND cancel_requested_at IS NULL"
 
@@ -90,8 +97,19 @@ _DUE = "status = 'queued' AND run_at <= now() AND attempt < max_attempts AND can
 # in a crash of PostgreSQL leaves the job queued, which is true. The setting ends with the statement's transaction.
 CLAIM = f"""
 WITH lazily AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS done)
-{_CLAIM} FROM lazily WHERE lazily.done IS NOT NULL AND id = %(id)s AND {_DUE}
+{_CLAIM} {_ALONE} FROM lazily WHERE lazily.done IS NOT NULL AND id = %(id)s AND {_DUE}
 {_CLAIMED}
+"""
+
+# The oldest due short jobs of a queue, all with the same token. As lazily as one.
+CLAIM_SHORT = f"""
+WITH lazily AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS done),
+picked AS (
+    SELECT d.id FROM jobs d WHERE d.queue = %(queue)s AND {SHORT_DUE}
+    ORDER BY d.run_at, d.id LIMIT %(limit)s FOR UPDATE SKIP LOCKED
+)
+{_CLAIM} FROM lazily WHERE lazily.done IS NOT NULL AND id = ANY(ARRAY(SELECT id FROM picked)) AND {_DUE}
+{_CLAIMED}, run_at
 """
 
 # After a claim whose answer was lost: the row carries our token, so it is ours.
@@ -102,7 +120,7 @@ WHERE id = %(id)s AND lease_token = %(token)s AND status = 'running'
 
 # Without a queue (inline mode): the oldest due job, skipping those that another thread is just taking.
 CLAIM_NEXT = f"""
-{_CLAIM} WHERE id = (
+{_CLAIM} {_ALONE} WHERE id = (
     SELECT id FROM jobs WHERE {_DUE} AND queue = ANY(%(queues)s)
     ORDER BY array_position(%(queues)s, queue), run_at, id LIMIT 1 FOR UPDATE SKIP LOCKED
 )
@@ -116,7 +134,7 @@ UPDATE jobs SET heartbeat_at = now(), lease_expires_at = now() + %(lease)s * int
     progress = COALESCE(held.progress::jsonb, jobs.progress)
 FROM unnest(%(ids)s::uuid[], %(tokens)s::uuid[], %(progress)s::text[]) AS held (id, token, progress)
 WHERE jobs.id = held.id AND jobs.lease_token = held.token AND jobs.status = 'running'
-RETURNING jobs.lease_token, jobs.cancel_requested_at IS NOT NULL AS cancelled
+RETURNING jobs.id, jobs.lease_token, jobs.cancel_requested_at IS NOT NULL AS cancelled
 """
 
 # --- leaving `running` ---------------------------------------------------------------------------------------------
@@ -130,10 +148,25 @@ WHERE id = %(id)s AND lease_token = %(token)s AND status = 'running'
 RETURNING status
 """
 
+# As FINISH, for what a group has done so far.
+FINISH_SHORT = """
+UPDATE jobs SET status = CASE WHEN cancel_requested_at IS NULL THEN 'succeeded' ELSE 'cancelled' END,
+    result = CASE WHEN cancel_requested_at IS NULL THEN done.result::jsonb END, error = NULL,
+    progress = COALESCE(done.progress::jsonb, jobs.progress),
+    heartbeat_at = now(), finished_at = now(), lease_expires_at = NULL
+FROM unnest(%(ids)s::uuid[], %(results)b::text[], %(progress)b::text[]) AS done (id, result, progress)
+WHERE jobs.id = done.id AND lease_token = %(token)s AND status = 'running'
+RETURNING jobs.id, status
+"""
+
 # After a write whose answer was lost: the finished row still carries our token, so the write was ours and a success.
 OUTCOME = """
 SELECT status FROM jobs
 WHERE id = %(id)s AND lease_token = %(token)s AND status IN ('succeeded', 'failed', 'cancelled')
+"""
+OUTCOMES = """
+SELECT id, status FROM jobs
+WHERE id = ANY(%(ids)s::uuid[]) AND lease_token = %(token)s AND status IN ('succeeded', 'failed', 'cancelled')
 """
 
 CANCELLED = """
@@ -144,19 +177,26 @@ RETURNING status
 """
 
 
-def _end_attempt(whose: str, *, lock: str = "FOR UPDATE", progress: str = "progress") -> str:
+def _end_attempt(whose: str, *, group: str = "short", lock: str = "FOR UPDATE", progress: str = "progress") -> str:
     """An attempt failed: back to the queue after `retry_in` seconds; `failed` if that is null or attempts are spent.
+
+    One of a broken `group` has most likely done nothing wrong, or not even begun: it goes back uncounted. Whatever
+    failed, or was there when something did, runs alone from then on.
 
     Parameters besides those of `whose`: error (JSON), retry_in (seconds or null), published (a message is coming).
     """
     return f"""
 WITH ended AS MATERIALIZED (
-    SELECT id, CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
-                    WHEN %(retry_in)s::float IS NULL OR attempt >= max_attempts THEN 'failed'
-                    ELSE 'queued' END AS next
+    SELECT id, {group} AS uncounted,
+        CASE WHEN cancel_requested_at IS NOT NULL THEN 'cancelled'
+             WHEN {group} THEN 'queued'
+             WHEN %(retry_in)s::float IS NULL OR attempt >= max_attempts THEN 'failed'
+             ELSE 'queued' END AS next
     FROM jobs WHERE status = 'running' AND {whose} {lock}
 ), moved AS (
-    UPDATE jobs SET status = next, error = %(error)s::jsonb, lease_expires_at = NULL,
+    UPDATE jobs SET status = next, short = false, lease_expires_at = NULL,
+        error = CASE WHEN uncounted THEN error ELSE %(error)s::jsonb END,
+        attempt = CASE WHEN uncounted AND next = 'queued' THEN attempt - 1 ELSE attempt END,
         lease_token = CASE WHEN next = 'queued' THEN NULL ELSE lease_token END,
         finished_at = CASE WHEN next = 'queued' THEN NULL ELSE now() END,
         run_at = CASE WHEN next = 'queued' THEN now() + %(retry_in)s::float * interval '1 second' ELSE run_at END,
@@ -164,19 +204,21 @@ WITH ended AS MATERIALIZED (
         published_at = CASE WHEN next = 'queued' AND %(published)s THEN now() END
     FROM ended WHERE jobs.id = ended.id
     RETURNING jobs.id, jobs.kind, jobs.queue, jobs.status, jobs.attempt, jobs.worker, jobs.error, jobs.started_at,
-        jobs.run_at
+        jobs.run_at, uncounted
 ), kept AS (
     INSERT INTO job_attempts (job_id, attempt, worker, error, started_at)
-    SELECT id, attempt, worker, error, started_at FROM moved WHERE status <> 'cancelled'
+    SELECT id, attempt, worker, error, started_at FROM moved WHERE status <> 'cancelled' AND NOT uncounted
 )
 SELECT id, kind, queue, status, attempt, worker, run_at FROM moved
 """
 
 
 # By the worker itself, which knows its token.
-FAIL = _end_attempt("id = %(id)s AND lease_token = %(token)s", progress="COALESCE(%(progress)s::jsonb, progress)")
+FAIL = _end_attempt(
+    "id = %(id)s AND lease_token = %(token)s", group="false", progress="COALESCE(%(progress)s::jsonb, progress)"
+)
 # By the parent, for a child that died or was stopped: it knows which child it was.
-CHILD_DIED = _end_attempt("id = %(id)s AND node = %(node)s AND pid = %(pid)s")
+CHILD_DIED = _end_attempt("node = %(node)s AND pid = %(pid)s")
 # By anybody, for a worker that sends no heartbeats. PostgreSQL's own restart is not the workers' fault: after it they
 # get the time to renew their leases first.
 # A clock that was ahead and was set back has left times in the future: they must stop nothing until they are reached.
@@ -202,8 +244,10 @@ RETURNING id, status
 
 
 HAND_BACK = _hand_back("id = %(id)s AND lease_token = %(token)s")
-HAND_BACK_CHILD = _hand_back("id = %(id)s AND node = %(node)s AND pid = %(pid)s")
+HAND_BACK_CHILD = _hand_back("node = %(node)s AND pid = %(pid)s")
 HAND_BACK_NODE = _hand_back("node = %(node)s")
+# Those of a group that have not begun.
+HAND_BACK_SHORT = _hand_back("id = ANY(%(ids)s::uuid[]) AND lease_token = %(token)s")
 
 # --- by people -----------------------------------------------------------------------------------------------------
 
@@ -240,7 +284,7 @@ READ_STEP = "SELECT result FROM job_steps WHERE job_id = %(id)s AND name = %(nam
 
 # The oldest due rows of each queue, as many as its window has room for. `published_at` is written before the send: a
 # dispatcher that dies in between has promised a message that never came, which repair notices.
-DISPATCH = """
+DISPATCH = f"""
 WITH room AS (
     SELECT q.queue, %(window)s - (
         SELECT count(*) FROM jobs p WHERE p.queue = q.queue AND p.status = 'queued' AND p.published_at IS NOT NULL
@@ -249,7 +293,7 @@ WITH room AS (
 ), picked AS (
     SELECT due.id FROM room CROSS JOIN LATERAL (
         SELECT d.id FROM jobs d
-        WHERE d.queue = room.queue AND d.status = 'queued' AND d.published_at IS NULL AND d.run_at <= now()
+        WHERE d.queue = room.queue AND {WAITS_OUTSIDE}
         ORDER BY d.run_at, d.id LIMIT GREATEST(room.free, 0) FOR UPDATE SKIP LOCKED
     ) AS due
 )
@@ -277,10 +321,10 @@ WHERE id = ANY(ARRAY(
 RETURNING id, kind, queue, run_at
 """
 
-WAITING_OUTSIDE = """
-SELECT q.queue FROM unnest(%(queues)s::text[]) AS q (queue) WHERE EXISTS (
-    SELECT FROM jobs d WHERE d.queue = q.queue AND d.status = 'queued' AND d.published_at IS NULL AND d.run_at <= now()
-)
+WAITING = f"""
+SELECT q.queue, EXISTS (SELECT FROM jobs d WHERE d.queue = q.queue AND {WAITS_OUTSIDE}) AS outside,
+    EXISTS (SELECT FROM jobs d WHERE d.queue = q.queue AND {SHORT_DUE}) AS short
+FROM unnest(%(queues)s::text[]) AS q (queue)
 """
 
 # --- deleting ------------------------------------------------------------------------------------------------------
@@ -317,15 +361,18 @@ def list_jobs(filters: list[str], *, after_cursor: bool) -> str:
 
 
 # Each count reads one partial index, which holds only rows in that state.
-QUEUE_COUNTS = """
+QUEUE_COUNTS = f"""
 SELECT q.queue AS name,
-    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NULL)
-  + (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NOT NULL)
+    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NULL
+        AND NOT j.short)
+  + (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NOT NULL
+        AND NOT j.short)
+  + (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.short)
     AS queued,
     (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'running') AS running,
     EXTRACT(EPOCH FROM now() - LEAST(
-        (SELECT j.run_at FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NULL
-            AND j.run_at <= now() ORDER BY j.run_at LIMIT 1),
+        (SELECT d.run_at FROM jobs d WHERE d.queue = q.queue AND {WAITS_OUTSIDE} ORDER BY d.run_at LIMIT 1),
+        (SELECT d.run_at FROM jobs d WHERE d.queue = q.queue AND {SHORT_DUE} ORDER BY d.run_at LIMIT 1),
         (SELECT min(j.run_at) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued'
             AND j.published_at IS NOT NULL)
     ))::float AS oldest_queued_seconds

@@ -235,3 +235,19 @@ def test_all_is_lost_and_runs_again(db: Connection, redis: Redis, jobs: Jobs, st
         row = jobs.finished(job_id, seconds=60)
         assert row["status"] == "succeeded"
         assert row["attempt"] == 1
+
+
+def test_at_most_one_wake_up_waits(redis: Redis, settings: Settings) -> None:
+    for _ in range(5):
+        dispatch.wake(redis.client, settings, ["default"])
+    [message] = redis.client.lrange("default", 0, -1)  # type: ignore[misc, union-attr]
+    assert json.loads(message)["headers"]["task"] == "run_short_jobs"
+    redis.client.delete(messages.wake_key("default"))  # taken by a worker that found nothing to do with it
+    dispatch.wake(redis.client, settings, ["default"])
+    assert redis.client.llen("default") == 2
+    # Nobody consumes: what has piled up is bounded, above the window so that a full one does not shut them out.
+    redis.client.lpush("default", *["x"] * (settings.queue_window + messages.MOST_WAKE_UPS))
+    redis.client.delete(messages.wake_key("default"))
+    full = redis.client.llen("default")
+    dispatch.wake(redis.client, settings, ["default"])
+    assert redis.client.llen("default") == full

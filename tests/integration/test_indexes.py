@@ -100,7 +100,7 @@ def test_claim(million: Connection) -> None:
     ("statement", "params", "index"),
     [
         (statements.SETTLED, {**QUEUES, "settle": 10}, "jobs_published"),
-        (statements.WAITING_OUTSIDE, QUEUES, "jobs_due"),
+        (statements.WAITING, QUEUES, "jobs_due"),
         (statements.RESCUE, {"settle": 0, "error": "{}", "retry_in": 0, "published": True}, OF_RUNNING),
         (statements.HAND_BACK_NODE, {"node": "n", "retry_in": 0, "progress": None}, OF_RUNNING),
     ],

@@ -22,4 +22,5 @@ KIND = Kind(
     # It may last a day, and can always be ended: the lease is all the protection it needs.
     soft_time_limit=0,
     time_limit=0,
+    short=lambda payload: payload.seconds == 0,
 )

@@ -85,6 +85,11 @@ def foreign(redis: Redis) -> Iterator[dict[bytes, bytes]]:
     client.hset("other:unacked", "tag", json.dumps([{"headers": {"id": "their-id"}}, "", "default"]))
     client.set("other:celery-task-meta-their-id", "{}")
     client.set("celery-task", "x")
+    # Named like Celery's results, and none.
+    client.set("celery-task-meta-data", "no JSON at all")
+    client.set("celery-task-meta-list", "[]")
+    client.set("celery-task-meta-theirs", '{"task_id": "another", "status": "SUCCESS"}')
+    client.hset("celery-task-meta-hash", "field", "x")
     names: list[bytes] = client.keys("*")  # type: ignore[assignment]
     before = {name: client.dump(name) for name in names}
     yield before  # type: ignore[misc]

@@ -25,8 +25,12 @@ def test_a_purge_says_what_comes_back(script: Script, jobs: Jobs, redis: Redis, 
     other = jobs.start(queue="low_priority", priority="low")
     for priority in ("", "\x06\x163", "\x06\x169"):
         redis.client.lpush(f"default{priority}", messages.envelope("nap", "default", uuid4().hex, []))
-    ran = script("purge_celery_queue", "default")
+    ran = script("purge_celery_queue", "default", text=True)
     assert ran.code == 2  # nobody can be asked
+    # Said before anything is gone.
+    assert "Comes back: 20 jobs" in ran.out
+    assert "3 nap. Maintenance comes again with its next tick; a task of your own is lost." in ran.out
+    assert "24 messages will be deleted from default. 3 nap will not come back." in ran.err
     ran = script("purge_celery_queue", "default", "--dry-run")
     assert (ran.code, ran.json["would_purge"]) == (1, {"default": 24})
     assert redis.length("default") == 22

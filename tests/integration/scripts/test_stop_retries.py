@@ -5,6 +5,7 @@ from typing import Any
 from uuid import uuid4
 
 from app.celery_app import celery_app
+from app.jobs import messages
 from tests.integration.conftest import Jobs
 from tests.integration.scripts.conftest import Ran
 from tests.servers import Redis
@@ -85,6 +86,39 @@ def test_all_retries_are_stopped_and_nothing_else(script: Script, jobs: Jobs, re
     assert jobs.get(running)["cancel_requested_at"] is None
     assert script("task_manager", "status", plain.id).json["state"] == "PENDING"
     assert script("stop_retries", "--all-retries", "--dry-run").code == 0
+
+
+def test_500_of_each_are_stopped_by_a_few_looks(
+    script: Script, jobs: Jobs, redis: Redis, looping: Callable[..., Any], foreign: object
+) -> None:
+    retried = [jobs.insert(run_at="2100-01-01", attempt=2) for _ in range(500)]
+    for number in range(250):
+        celery_app.send_task("retry_for_ever", [600], queue="default", countdown=600)  # held by the worker
+        # Celery takes any text for an id.
+        task_id = str(uuid4()).upper() if number % 2 else f"report/2026 (März) #{number}"
+        later = {"eta": "2100-01-01T00:00:00+00:00", "retries": 2}
+        redis.client.lpush("low_priority", messages.envelope("nap", "low_priority", task_id, [], **later))
+    looping(WORKER_QUEUES="default", WORKER_CONCURRENCY=1)
+    until(lambda: redis.client.hlen("unacked") == 250, "the worker holds half of them")
+    # One look takes more than a second with a worker in it: one for each would take minutes.
+    ran = script("stop_retries", "--all-retries", "--yes", seconds=60)
+    assert (ran.code, len(ran.json["stopped"]), ran.json["since"]) == (0, 1000, []), ran
+    assert {jobs.get(job_id)["status"] for job_id in retried} == {"cancelled"}
+    assert redis.client.hlen("unacked") == redis.length("low_priority") == 0
+    assert script("stop_retries", "--all-retries", "--dry-run").code == 0
+
+
+def test_what_celery_writes_in_capitals_is_stopped_too(
+    script: Script, redis: Redis, looping: Callable[..., Any]
+) -> None:
+    task_id = str(uuid4()).upper()
+    celery_app.send_task("retry_for_ever", [600], queue="default", countdown=600, task_id=task_id)
+    looping()
+    until(lambda: script("stop_retries", "--check", task_id).json["scheduled"], "the worker holds it")
+    ran = script("stop_retries", task_id)
+    assert (ran.code, ran.json["stopped"]) == (0, [task_id])
+    assert redis.client.hlen("unacked") == 0
+    assert script("task_manager", "status", task_id).json["state"] == "REVOKED"
 
 
 def test_one_of_three_is_asked_for(script: Script, db: object) -> None:

@@ -135,9 +135,18 @@ def test_what_a_finished_task_left_is_taken_away(script: Script, jobs: Jobs, red
     assert script("task_manager", "cleanup", "abc", "--yes").json["removed"]["results"] == 1
 
 
-@pytest.mark.parametrize("bad", ["", "a b", "../x", "x" * 300, "*"])
+@pytest.mark.parametrize("bad", ["", "a\nb", "x" * 300, "\x1b[2J"])
 def test_a_bad_id_is_one_sentence(script: Script, bad: str) -> None:
     ran = script("task_manager", "status", bad, text=True)
     assert ran.code == 2
     assert ran.err.count("\n") == 1
     assert "is not an id" in ran.err
+
+
+@pytest.mark.parametrize("odd", ["a b", "../x", "*"])
+def test_an_odd_id_may_be_one_of_celery_s(script: Script, redis: Redis, db: object, odd: str) -> None:
+    ran = script("task_manager", "status", odd, text=True)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert f"Nobody knows {odd}:" in ran.err
+    redis.client.lpush(MAINTENANCE, messages.envelope("nap", MAINTENANCE, odd, []))
+    assert state(script("task_manager", "status", odd)) == ("PENDING", 1)
