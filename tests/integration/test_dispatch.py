@@ -240,7 +240,7 @@ def test_all_is_lost_and_runs_again(db: Connection, redis: Redis, jobs: Jobs, st
 def test_at_most_one_wake_up_waits(redis: Redis, settings: Settings) -> None:
     for _ in range(5):
         dispatch.wake(redis.client, settings, ["default"])
-    [message] = redis.client.lrange("default", 0, -1)  # type: ignore[misc, union-attr]
+    [message] = redis.client.lrange("default", 0, -1)  # type: ignore[misc]
     assert json.loads(message)["headers"]["task"] == "run_short_jobs"
     redis.client.delete(messages.wake_key("default"))  # taken by a worker that found nothing to do with it
     dispatch.wake(redis.client, settings, ["default"])
