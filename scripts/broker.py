@@ -1,8 +1,8 @@
 """Celery's messages and results in Redis, looked at and taken away while workers run.
 
-Names of keys come from the one Celery configuration, prefix included: whatever else lives in that Redis is neither read
-nor touched. A queue is up to four lists, one for each of Celery's priorities; ours all have priority 0, an owner's own
-tasks may not.
+Whatever else lives in that Redis is neither read nor touched, such as another Celery application's keys behind a
+`global_keyprefix`. We have none: our messages are written without Celery, which knows it (`Script.celery` refuses it).
+A queue is up to four lists, one for each of Celery's priorities; ours all have priority 0, an owner's tasks may not.
 """
 
 import json
@@ -12,11 +12,12 @@ from secrets import token_hex
 from typing import Any, NamedTuple
 from uuid import UUID
 
-from app.jobs.messages import RUN_JOB, envelope, job_id_of
+from app.jobs.messages import RUN_JOB, RUN_SHORT_JOBS, envelope, job_id_of, wake_key
 
 # Redis is asked for so many things at a time: more would keep everybody else waiting.
 BATCH = 500
 WORKER_SECONDS = 1.0
+RESULT_PREFIX = "celery-task-meta-"
 
 # Atomic: what a worker or a publisher does in between comes before or after. The list is set aside under a name that
 # nobody consumes and that goes by itself, should the script die before it has looked through it.
@@ -29,7 +30,10 @@ return redis.call('LLEN', KEYS[2])
 
 
 class Message(NamedTuple):
-    """A message of Celery's. `id` is its task id, `job_id` the job if it speaks of one; None where it can't be read."""
+    """A message of Celery's. `id` is its task id, `job_id` the job if it speaks of one; None where it can't be read.
+
+    A wake-up speaks of no job: the worker that takes it looks in PostgreSQL for short ones.
+    """
 
     key: str
     raw: bytes
@@ -40,9 +44,13 @@ class Message(NamedTuple):
     job_id: UUID | None
 
     @property
+    def is_wake_up(self) -> bool:
+        return self.task == RUN_SHORT_JOBS
+
+    @property
     def whose(self) -> str:
-        """What it is about: copies of a message agree in this."""
-        return str(self.job_id or self.id or self.raw)
+        """What it is about: copies of a message agree in this, and so do the wake-ups of a queue."""
+        return RUN_SHORT_JOBS if self.is_wake_up else str(self.job_id or self.id or self.raw)
 
 
 class Held(NamedTuple):
@@ -104,20 +112,16 @@ class Broker:
         options = celery.conf.broker_transport_options
         self.client, self._celery = client, celery
         self.results = client if results is None else results
-        self.prefix: str = options.get("global_keyprefix", "")
         self._separator: str = options.get("sep", "\x06\x16")
         self._steps: list[int] = options.get("priority_steps", [0, 3, 6, 9])
-        self.unacked = self.prefix + options.get("unacked_key", "unacked")
-        self.unacked_index = self.prefix + options.get("unacked_index_key", "unacked_index")
-        prefix = celery.conf.result_backend_transport_options.get("global_keyprefix", "")
-        # As Celery joins the two.
-        self.result_prefix = f"{prefix}{'_' if prefix and prefix[-1] not in ':_-.' else ''}celery-task-meta-"
+        self.unacked: str = options.get("unacked_key", "unacked")
+        self.unacked_index: str = options.get("unacked_index_key", "unacked_index")
 
     # --- looking ---
 
     def lists(self, queue: str) -> list[str]:
         """The keys of a queue, in the order in which workers empty them."""
-        return [f"{self.prefix}{queue}{f'{self._separator}{step}' if step else ''}" for step in self._steps]
+        return [f"{queue}{f'{self._separator}{step}' if step else ''}" for step in self._steps]
 
     def depths(self, queues: Iterable[str]) -> dict[str, int]:
         """Messages that wait, by queue."""
@@ -137,6 +141,9 @@ class Broker:
         found = zip(self.lists(queue), pipe.execute(), strict=True)
         return [parse(key, raw) for key, messages in found for raw in reversed(messages)]
 
+    def has_wake_up(self, queue: str) -> bool:
+        return any(message.is_wake_up for message in self.waiting(queue))
+
     def held(self) -> Iterator[Held]:
         """What workers have not acknowledged; also what dead ones left behind."""
         since = dict(self.client.zscan_iter(self.unacked_index, count=BATCH))
@@ -150,7 +157,7 @@ class Broker:
 
     def result(self, task_id: str) -> tuple[dict[str, Any] | None, int]:
         """A task's stored result, and the seconds until Redis forgets it; -1 if it never does, -2 if there is none."""
-        key = self.result_prefix + task_id
+        key = RESULT_PREFIX + task_id
         pipe = self.results.pipeline(transaction=True)
         stored, left = pipe.get(key).ttl(key).execute()
         try:
@@ -230,7 +237,7 @@ class Broker:
         """Empties a queue, shows each message that was in it to `see`, returns how many. `name` makes keys unique."""
         purged = 0
         for number, key in enumerate(self.lists(queue)):
-            aside = f"{self.prefix}jobstack:purged:{name}:{queue}:{number}"
+            aside = f"jobstack:purged:{name}:{queue}:{number}"
             length = self.client.eval(_SET_ASIDE, 2, key, aside)
             for start in range(0, length, BATCH):
                 for raw in self.client.lrange(aside, start, start + BATCH - 1):
@@ -239,5 +246,9 @@ class Broker:
             purged += length
         return purged
 
+    def forget_wake_up(self, queue: str) -> None:
+        """For one that is no more: else the next is sent only when its key has expired."""
+        self.client.unlink(wake_key(queue))
+
     def forget_result(self, task_id: str) -> bool:
-        return bool(self.results.unlink(self.result_prefix + task_id))
+        return bool(self.results.unlink(RESULT_PREFIX + task_id))

@@ -5,6 +5,7 @@ Keys of anybody else in the same Redis are counted and left alone. The hourly cl
 python scripts/cleanup_redis_manual.py --dry-run
 """
 
+import json
 import re
 import sys
 import time
@@ -16,16 +17,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from rich.table import Table
-
 from app.queues import ALL_QUEUES
 from scripts import helper, looks
-from scripts.broker import BATCH, Broker
+from scripts.broker import BATCH, RESULT_PREFIX, Broker
 from scripts.helper import FINE, FOUND, AsJson, DryRun, Script, Yes, count, size
 from scripts.trigger_cleanup_manual import add
 from worker.maintenance import cleanup_celery_results
 
-OVER = ("succeeded", "failed", "cancelled")
 # MEMORY USAGE of every key would take minutes where there are a million: so many of each kind stand for all.
 SAMPLE = 200
 
@@ -49,7 +47,7 @@ def main(as_json: AsJson = False, dry_run: DryRun = False, yes: Yes = False) -> 
     broker = Broker(script.redis, script.celery, results=script.results)
     kinds, immortal = survey(broker)
     dead = of_the_dead(script, broker)
-    show(script, broker, kinds)
+    show(script, kinds)
     todo = {"results_without_ttl": len(immortal), "unacked_of_jobs_over": len(dead)}
     script.say(
         f"{count(todo['results_without_ttl'], 'result')} without a time to live, "
@@ -63,11 +61,9 @@ def main(as_json: AsJson = False, dry_run: DryRun = False, yes: Yes = False) -> 
     done: dict[str, Any] = {}
     while add(done, cleanup_celery_results.run(script.database, script.redis, script.settings)):
         script.say(f"  {done} so far")
-    # What does not say when it was made may stay as long as one that was made now.
-    done["expired"] = done.get("expired", 0) + expire(broker, immortal, script.settings.result_expires)
     done["unacked"] = broker.drop_held(dead)
     kinds, immortal = survey(broker)
-    show(script, broker, kinds)
+    show(script, kinds)
     said = ", ".join(f"{name} {number}" for name, number in done.items() if number) or "nothing"
     script.say(f"Done: {said}. Memory: {size(before)} before, {size(memory(broker))} now.", "green")
     script.next("if it grows again: docs/housekeeping.md; what is under `other` is not ours.")
@@ -86,34 +82,49 @@ def survey(broker: Broker, *, seconds: float = float("inf")) -> tuple[dict[str, 
         for keys in scan(client):
             if time.monotonic() > end:
                 break
-            pipe = client.pipeline(transaction=False)
-            for key in keys:
-                pipe.ttl(key)
-            lives = pipe.execute()
+            names = dict(zip(keys, map(kind_of, keys), strict=True))
+            lives = dict(zip(keys, ask(client, "TTL", keys), strict=True))
+            doubtful = [key for key in keys if names[key] == "results" and lives[key] == -1]
+            for key, value in zip(doubtful, ask(client, "GET", doubtful), strict=True):
+                if is_result(key, value):
+                    immortal.append(key)
+                else:
+                    names[key] = "other"
             measured = []
-            for key, left in zip(keys, lives, strict=True):
-                name = kind_of(key)
+            for key, name in names.items():
                 kind = kinds[name]
                 kind.keys += 1
-                kind.without_ttl += left == -1
-                if name == "results" and left == -1:
-                    immortal.append(key)
+                kind.without_ttl += lives[key] == -1
                 if kind.keys <= SAMPLE:
-                    pipe.memory_usage(key)
-                    measured.append(kind)
-            for kind, used in zip(measured, pipe.execute() if measured else [], strict=True):
-                kind.sample.append(used or 0)
+                    measured.append(key)
+            for key, used in zip(measured, ask(client, "MEMORY USAGE", measured), strict=True):
+                kinds[names[key]].sample.append(used if isinstance(used, int) else 0)
     return dict(kinds), immortal
 
 
+def ask(client: Any, command: str, keys: list[bytes]) -> list[Any]:
+    """An error is an answer: a key may be of another type than its name says."""
+    pipe = client.pipeline(transaction=False)
+    for key in keys:
+        pipe.execute_command(command, key)
+    return pipe.execute(raise_on_error=False) if keys else []
+
+
+def is_result(key: bytes, value: Any) -> bool:
+    """Whether what is named like a result of Celery's is one, and not somebody else's: as the hourly task has it."""
+    try:
+        content = json.loads(value)
+        return bool(content["task_id"] == key.decode().removeprefix(RESULT_PREFIX) and "status" in content)
+    except (ValueError, TypeError, LookupError):
+        return False
+
+
 def classifier(broker: Broker) -> Any:
-    """A function from a key to the kind that it is of."""
-    prefix = re.escape(broker.prefix.encode())
+    """A function from a key to the kind that it is of, by its name."""
     queues = {key.encode() for queue in ALL_QUEUES for key in broker.lists(queue)}
-    unacked = {broker.unacked.encode(), broker.unacked_index.encode(), f"{broker.prefix}unacked_mutex".encode()}
-    results = broker.result_prefix.encode()
-    celery = re.compile(prefix + rb"(_kombu\.binding|[0-9a-f-]{36}\.reply\.celery\.pidbox$)|celery-taskset-meta-")
-    ours = re.compile(prefix + rb"jobstack:")
+    unacked = {broker.unacked.encode(), broker.unacked_index.encode(), b"unacked_mutex"}
+    results = RESULT_PREFIX.encode()
+    celery = re.compile(rb"_kombu\.binding|[0-9a-f-]{36}\.reply\.celery\.pidbox$|celery-taskset-meta-")
 
     def kind_of(key: bytes) -> str:
         if key in queues:
@@ -122,7 +133,7 @@ def classifier(broker: Broker) -> Any:
             return "unacked"
         if key.startswith(results):
             return "results"
-        return "celery" if celery.match(key) else "jobstack" if ours.match(key) else "other"
+        return "celery" if celery.match(key) else "jobstack" if key.startswith(b"jobstack:") else "other"
 
     return kind_of
 
@@ -142,31 +153,22 @@ def of_the_dead(script: Script, broker: Broker) -> list[str]:
     """Tags of messages that nobody acknowledged although their job is over: their worker died before it could."""
     held = {held.tag: held.message.job_id for held in broker.held() if held.message.job_id is not None}
     status = {row["id"]: row["status"] for row in script.sql(looks.STATUSES, {"ids": list(set(held.values()))})}
-    return [tag for tag, job_id in held.items() if status.get(job_id, "succeeded") in OVER]
-
-
-def expire(broker: Broker, keys: list[bytes], seconds: int) -> int:
-    given = 0
-    for start in range(0, len(keys), BATCH):
-        pipe = broker.results.pipeline(transaction=False)
-        for key in keys[start : start + BATCH]:
-            # Only those that still have none: the task before has looked at most of them.
-            pipe.eval(
-                "return redis.call('TTL', KEYS[1]) == -1 and redis.call('EXPIRE', KEYS[1], ARGV[1])", 1, key, seconds
-            )
-        given += sum(bool(answer) for answer in pipe.execute())
-    return given
+    return [tag for tag, job_id in held.items() if status.get(job_id, "succeeded") in looks.OVER]
 
 
 def memory(broker: Broker) -> int:
     return int(broker.client.info("memory")["used_memory"])
 
 
-def show(script: Script, broker: Broker, kinds: dict[str, Kind]) -> None:
-    table = Table("kind", "keys", "without TTL", "memory", box=None, pad_edge=False)
-    for name, kind in sorted(kinds.items(), key=lambda item: -item[1].memory):
-        table.add_row(name, f"{kind.keys:,}", f"{kind.without_ttl:,}", f"~{size(kind.memory)}")
-    script.table(table)
+def show(script: Script, kinds: dict[str, Kind]) -> None:
+    largest_first = sorted(kinds.items(), key=lambda item: -item[1].memory)
+    script.table(
+        ("kind", "keys", "without TTL", "memory"),
+        [
+            ((name, f"{kind.keys:,}", f"{kind.without_ttl:,}", f"~{size(kind.memory)}"), "")
+            for name, kind in largest_first
+        ],
+    )
 
 
 def facts(kinds: dict[str, Kind]) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from zoneinfo import ZoneInfo
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from psycopg.rows import DictRow
-from rich.table import Table
 
 from app import ticks
 from app.jobs import messages
@@ -153,19 +152,19 @@ def is_stuck(tick: DictRow) -> bool:
 
 
 def show(script: Script, seen: Seen) -> None:
-    table = Table("entry", "due last", "newest tick", "sent", "started", "result", box=None, pad_edge=False)
+    rows = []
     for entry, tick, due in seen.entries:
         result = tick["error"] or ("" if tick["finished_at"] is None else tick["result"] or "nothing to do")
-        table.add_row(
+        cells = (
             entry.task,
             f"{age((tick['now'] - due).total_seconds())} ago",
             "never" if tick["due_at"] is None else f"{tick['due_at']:%m-%d %H:%M:%S}",
             "no" if tick["sent_at"] is None else f"{age(tick['sent_age'])} ago",
             "no" if tick["started_at"] is None else f"{age(tick['started_age'])} ago",
             str(result),
-            style="red" if is_late(entry, tick, due) or tick["error"] else None,
         )
-    script.table(table)
+        rows.append((cells, "red" if is_late(entry, tick, due) or tick["error"] else ""))
+    script.table(("entry", "due last", "newest tick", "sent", "started", "result"), rows)
     beat = "not connected" if seen.connected is None else f"connected to PostgreSQL for {age(seen.connected)}"
     script.say(
         f"beat: {beat}. {MAINTENANCE}: {seen.waiting} waiting, consumed by {', '.join(seen.consumers) or 'nobody'}."

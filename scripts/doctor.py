@@ -32,6 +32,7 @@ from app.celery_app import visibility_timeout
 from app.database import SCHEMA_REVISION
 from app.files.store import FileStore
 from app.jobs import statements
+from app.jobs.messages import RUN_SHORT_JOBS
 from app.queues import ALL_QUEUES, JOB_QUEUES
 from app.settings import split_redis_url, without_password
 from scripts import cleanup_redis_manual, debug_beat_service, helper, looks
@@ -68,6 +69,7 @@ def main(
     }
     while True:  # with connections of its own each time, since servers come and go
         script = Script(as_json)
+        _ = script.celery  # may be configured so that nothing fits
         findings = list(Doctor(script).findings())
         code = FOUND if any(finding.level == "problem" for finding in findings) else FINE
         if watch and not as_json:
@@ -283,14 +285,18 @@ class Doctor:
             who = [worker.name for worker in self.answering.values() if name in worker.queues]
             text = f"{name}: {count(depths[name], 'message')}"
             if name in JOB_QUEUES:
-                text += f", {row['published'] + row['outside']} due and {row['later']} later, {row['running']} running"
+                due = row["published"] + row["outside"] + row["short"]
+                text += f", {due} jobs due and {row['later']} later, {row['running']} running"
             if row["oldest_seconds"] is not None:
                 text += f", the oldest waits {age(row['oldest_seconds'])}"
             if not who:
                 yield Finding("queues", "problem", f"{text}; no worker that answers consumes it.", _start(name))
             elif (row["oldest_seconds"] or 0) > OLDEST_SECONDS:
                 yield Finding(
-                    "queues", "warning", f"{text}; {len(who)} workers", "more workers, or higher WORKER_CONCURRENCY"
+                    "queues",
+                    "warning",
+                    f"{text}; {count(len(who), 'worker')}",
+                    "more workers, or higher WORKER_CONCURRENCY",
                 )
             else:
                 yield Finding("queues", "ok", f"{text}; consumed by {', '.join(who)}")
@@ -313,7 +319,7 @@ class Doctor:
             yield Finding("leases", "ok", "none has run out")
             return
         first = f"{rows[0]['id']} for {age(rows[0]['expired_age'])}"
-        text = f"{count(len(rows), 'job')} of dead workers wait for rescue: {first}."
+        text = f"{count(len(rows), 'job')} of dead workers not rescued yet: {first}."
         yield Finding(
             "leases", "problem", text, "debug_beat_service.py; trigger_cleanup_manual.py cleanup_orphaned_jobs"
         )
@@ -325,12 +331,27 @@ class Doctor:
             again = self._lost()
             lost = {queue: ids & again.get(queue, set()) for queue, ids in lost.items()}
         total = sum(map(len, lost.values()))
+        # Short jobs have no message each, but somebody must look for them.
+        asleep = [
+            f"{count(row['short'], 'short job')} of {row['queue']}"
+            for row in self.script.sql(looks.QUEUED, {"queues": list(JOB_QUEUES)})
+            if (row["oldest_short_seconds"] or 0) > SETTLE_SECONDS and not self._is_woken(row["queue"])
+        ]
+        if asleep:
+            text = f"{', '.join(asleep)} wait, and nothing wakes a worker up for them."
+            yield Finding("drift", "warning", text, "rebuild_queue.py now; debug_beat_service.py says why")
         if total:
             names = ", ".join(queue for queue, ids in lost.items() if ids)
             text = f"{count(total, 'job')} of {names} should have a message and have none; repair sends it in a minute."
             yield Finding("drift", "warning", text, "rebuild_queue.py now; if it comes again: debug_beat_service.py")
-        else:
+        elif not asleep:
             yield Finding("drift", "ok", "every job that should have a message has one")
+
+    def _is_woken(self, queue: str) -> bool:
+        runs = any(
+            r["name"] == RUN_SHORT_JOBS and queue in r["args"] for w in self.answering.values() for r in w.active
+        )
+        return runs or self.broker.has_wake_up(queue)
 
     def _lost(self) -> dict[str, set[Any]]:
         rows = self.script.sql(statements.SETTLED, {"queues": list(JOB_QUEUES), "settle": SETTLE_SECONDS})

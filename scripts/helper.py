@@ -9,12 +9,12 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 import click
 import psycopg
@@ -23,6 +23,7 @@ from dotenv import dotenv_values
 from psycopg.rows import DictRow
 from redis import Redis, RedisError
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from app import logs
@@ -95,8 +96,7 @@ def stop(message: str, **facts: Any) -> NoReturn:
     """The script could not do its work."""
     message = scrub(message)
     if _as_json:
-        facts |= stop_facts(message)
-        print(json.dumps({"ok": False, "error": message, **facts}, default=str))
+        _print_json({"ok": False, "error": message, **facts, **stop_facts(message)})
     else:
         print(message, file=sys.stderr)
     raise SystemExit(COULD_NOT)
@@ -109,20 +109,49 @@ def sentence(error: BaseException) -> str:
 
 
 def scrub(text: str) -> str:
-    """The text without any password that this process knows: drivers quote URLs that they can't read."""
-    secrets = set()
-    for name, value in os.environ.items():
-        if re.search("PASSWORD|SECRET|AUTH$", name):
-            secrets |= {value, value.partition(":")[2]}
-        elif name == "API_KEYS":
-            secrets |= {entry.partition(":")[2].strip() for entry in value.split(",")}
-        elif "://" in value and "@" in value:
-            # Not by urlsplit, which refuses the very URLs that end up in error messages.
-            password = re.sub(r"^[^/]*//[^:@]*:?", "", value).rpartition("@")[0]
-            secrets |= {password, unquote(password)}
-    for secret in sorted(filter(lambda found: len(found) > 2, secrets), key=len, reverse=True):
-        text = text.replace(secret, "***")
+    """The text without any password that this process knows: drivers quote URLs, rows keep what drivers said."""
+    for secret in sorted(_secrets(), key=len, reverse=True):
+        place = re.escape(secret)
+        if re.fullmatch("[A-Za-z]+|.{1,5}", secret):
+            # A word such as `redis` is a bad password and in half of our sentences: hidden where passwords stand.
+            place = rf"(?<=[:=@]){place}(?=[@&:'\"\s]|$)"
+        text = re.sub(place, "***", text)
     return text
+
+
+def _secrets() -> set[str]:
+    """The passwords in the environment, in each way of writing in which they may turn up."""
+    found = set()
+    for name, value in os.environ.items():
+        if re.search("PASSWORD|SECRET|TOKEN", name):
+            found.add(value)
+        elif name.endswith("AUTH"):
+            found |= {value, value.partition(":")[2]}
+        elif name == "API_KEYS":
+            found |= {entry.partition(":")[2].strip() for entry in value.split(",")}
+        elif "://" in value:
+            # Not by urlsplit, which refuses the very URLs that end up in error messages. A raw password may hold `?`.
+            rest = value.partition("://")[2]
+            for part in (rest, rest.partition("?")[0]):
+                found.add(part.rpartition("@")[0].partition(":")[2])
+            found |= set(re.findall(r"[?&][^=&]*(?:pass|secret|token|auth)[^=&]*=([^&#]*)", value, re.IGNORECASE))
+    found |= {unquote(secret) for secret in found}
+    found |= {form for secret in found for form in (quote(secret, ""), repr(secret)[1:-1], json.dumps(secret)[1:-1])}
+    return found - {""}
+
+
+def scrubbed(value: Any) -> Any:
+    """The same for what becomes JSON, before it does: afterwards a password with a quote would be written differently,
+    and taking it out might break the JSON. Names of fields stay."""
+    if isinstance(value, dict):
+        return {name: scrubbed(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [scrubbed(entry) for entry in value]
+    return value if value is None or isinstance(value, int | float) else scrub(str(value))
+
+
+def _print_json(facts: dict[str, Any]) -> None:
+    print(json.dumps(scrubbed(facts)), flush=True)
 
 
 def load_environment() -> None:
@@ -212,7 +241,11 @@ class Report:
         """What to do now."""
         self.say(f"Next: {text}", "bold")
 
-    def table(self, table: Any) -> None:
+    def table(self, columns: Sequence[str], rows: Iterable[tuple[Sequence[str], str]]) -> None:
+        """Rows are (cells, style)."""
+        table = Table(*columns, box=None, pad_edge=False)
+        for cells, style in rows:
+            table.add_row(*(Text(scrub(cell)) for cell in cells), style=style)
         if not self.as_json:
             self._console.print(table, soft_wrap=False)
 
@@ -224,7 +257,7 @@ class Report:
     def print_json(self, code: int, **facts: Any) -> None:
         """Where it was asked for. `ok` is true where the exit code is 0."""
         if self.as_json:
-            print(scrub(json.dumps({"ok": code == FINE, **facts}, default=str)), flush=True)
+            _print_json({"ok": code == FINE, **facts})
 
     def confirm(self, what: str, yes: bool) -> None:
         """Asks before something is deleted, and counts down, so that a hasty yes can be taken back.
@@ -305,6 +338,12 @@ class Script(Report):
     def celery(self) -> Any:
         from app.celery_app import celery_app
 
+        for options in ("broker_transport_options", "result_backend_transport_options"):
+            if "global_keyprefix" in celery_app.conf[options]:
+                stop(
+                    f"app/celery_app.py sets global_keyprefix in {options}. Our own messages are written without one, "
+                    "so workers would look elsewhere. Take it out: a Redis that is shared is shared by its number (/1)."
+                )
         return celery_app
 
     def queues(self, asked: list[str] | None, default: tuple[str, ...] = ALL_QUEUES) -> list[str]:

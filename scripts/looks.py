@@ -3,7 +3,7 @@
 Ages are seconds by the database's clock: this machine's may be wrong.
 """
 
-from app.jobs.statements import SHOWN
+from app.jobs.statements import SHORT_DUE, SHOWN, WAITS_OUTSIDE
 
 
 def _seconds(interval: str, name: str) -> str:
@@ -11,7 +11,7 @@ def _seconds(interval: str, name: str) -> str:
 
 
 JOB = f"""
-SELECT {SHOWN}, node, pid, published_at, cancel_requested_at, lease_expires_at,
+SELECT {SHOWN}, short, node, pid, published_at, cancel_requested_at, lease_expires_at,
     {_seconds("now() - heartbeat_at", "heartbeat_age")}, {_seconds("lease_expires_at - now()", "lease_left")},
     {_seconds("run_at - now()", "due_in")}, {_seconds("now() - published_at", "published_age")},
     {_seconds("now() - finished_at", "finished_age")}, {_seconds("now() - cancel_requested_at", "cancel_age")}
@@ -25,35 +25,40 @@ SELECT files.id, files.name, files.size FROM job_files JOIN files ON files.id = 
 """
 
 STATUSES = "SELECT id, status FROM jobs WHERE id = ANY(%(ids)s::uuid[])"
+OVER = ("succeeded", "failed", "cancelled")
+NOT_ENDED = """
+SELECT id FROM jobs WHERE id = ANY(%(ids)s::uuid[]) AND status IN ('queued', 'running') AND cancel_requested_at IS NULL
+"""
 
 # A run was counted, and another is to come or has begun. Both sides are walks of small indexes.
 RETRYING = f"""
 SELECT id, kind, queue, status, attempt, max_attempts, error, worker, {_seconds("run_at - now()", "due_in")}
-FROM jobs WHERE (status = 'queued' AND attempt > 0) OR (status = 'running' AND attempt > 1)
+FROM jobs
+WHERE (status = 'queued' AND attempt > 0) OR (status = 'running' AND attempt > 1 AND cancel_requested_at IS NULL)
 ORDER BY status DESC, run_at
 """
 
-# Rows that have a message, or should have one; and those that wait for room in the window, or for their time.
+# Rows that have a message, or should have one; that wait for room in the window; short ones that are due, which never have
+# a message of their own; and those that wait for their time.
 QUEUED = f"""
 SELECT q.queue,
-    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NOT NULL)
+    (SELECT count(*) FROM jobs d WHERE d.queue = q.queue AND d.status = 'queued' AND d.published_at IS NOT NULL)
         AS published,
-    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NULL
-        AND j.run_at <= now()) AS outside,
-    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NULL
-        AND j.run_at > now()) AS later,
-    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'running') AS running,
-    {
-    _seconds(
-        '''now() - LEAST(
-        (SELECT min(j.run_at) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued'
-            AND j.published_at IS NULL AND j.run_at <= now()),
-        (SELECT min(j.run_at) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued'
-            AND j.published_at IS NOT NULL))''',
-        "oldest_seconds",
-    )
-}
-FROM unnest(%(queues)s::text[]) WITH ORDINALITY AS q (queue, position) ORDER BY q.position
+    (SELECT count(*) FROM jobs d WHERE d.queue = q.queue AND {WAITS_OUTSIDE}) AS outside,
+    (SELECT count(*) FROM jobs d WHERE d.queue = q.queue AND {SHORT_DUE}) AS short,
+    (SELECT count(*) FROM jobs d WHERE d.queue = q.queue AND d.status = 'queued' AND d.published_at IS NULL
+        AND NOT d.short AND d.run_at > now())
+    + (SELECT count(*) FROM jobs d WHERE d.queue = q.queue AND d.status = 'queued' AND d.short AND d.run_at > now())
+        AS later,
+    (SELECT count(*) FROM jobs d WHERE d.queue = q.queue AND d.status = 'running') AS running,
+    {_seconds("now() - LEAST(outside.run_at, short.run_at, published.run_at)", "oldest_seconds")},
+    {_seconds("now() - short.run_at", "oldest_short_seconds")}
+FROM unnest(%(queues)s::text[]) WITH ORDINALITY AS q (queue, position),
+    LATERAL (SELECT min(d.run_at) AS run_at FROM jobs d WHERE d.queue = q.queue AND {WAITS_OUTSIDE}) AS outside,
+    LATERAL (SELECT min(d.run_at) AS run_at FROM jobs d WHERE d.queue = q.queue AND {SHORT_DUE}) AS short,
+    LATERAL (SELECT min(d.run_at) AS run_at FROM jobs d
+        WHERE d.queue = q.queue AND d.status = 'queued' AND d.published_at IS NOT NULL) AS published
+ORDER BY q.position
 """
 
 # What has been gone longer than rescue needs: the ids as well, to be looked up.

@@ -16,7 +16,6 @@ from scripts import helper, looks
 from scripts.broker import Broker, Message
 from scripts.helper import FINE, FOUND, AsJson, DryRun, Queues, Script, Yes, count
 
-OVER = ("succeeded", "failed", "cancelled")
 IDS_AT_ONCE = 5000
 
 
@@ -25,11 +24,13 @@ def main(queues: Queues = None, as_json: AsJson = False, dry_run: DryRun = False
     script = Script(as_json)
     broker = Broker(script.redis, script.celery)
     plans = {queue: plan(script, broker.waiting(queue)) for queue in script.queues(queues)}
-    found = {queue: {"duplicates": twice, "finished": over} for queue, (_, twice, over) in plans.items()}
-    total = sum(twice + over for _, twice, over in plans.values())
+    found = {queue: counted for queue, (_, counted) in plans.items()}
+    total = sum(sum(counted.values()) for counted in found.values())
     for queue, what in found.items():
+        wake_ups = f", {count(what['wake_ups'], 'needless wake-up')}" if what["wake_ups"] else ""
         script.say(
-            f"{queue}: {count(what['duplicates'], 'duplicate')}, {what['finished']} of jobs that are over or gone."
+            f"{queue}: {count(what['duplicates'], 'duplicate')}, "
+            f"{what['finished']} of jobs that are over or gone{wake_ups}."
         )
     if not total:
         script.next("nothing: each message is needed.")
@@ -38,7 +39,7 @@ def main(queues: Queues = None, as_json: AsJson = False, dry_run: DryRun = False
         script.next("the same without --dry-run.")
         script.done(FOUND, would_remove=found)
     script.confirm(f"{count(total, 'message')} will be removed; no job loses its last one.", yes)
-    removed = sum(broker.remove(unwanted) for unwanted, _, _ in plans.values())
+    removed = sum(broker.remove(unwanted) for unwanted, _ in plans.values())
     script.say(f"Removed {count(removed, 'message')}.")
     if removed < total:
         script.say(f"Workers took the other {total - removed} meanwhile, and dropped them.")
@@ -46,11 +47,11 @@ def main(queues: Queues = None, as_json: AsJson = False, dry_run: DryRun = False
     script.done(FINE, removed=removed, found=found)
 
 
-def plan(script: Script, waiting: list[Message]) -> tuple[list[tuple[Message, int]], int, int]:
-    """What to remove from a queue, given next one first: [(message, how many copies)], duplicates, those of jobs over.
+def plan(script: Script, waiting: list[Message]) -> tuple[list[tuple[Message, int]], dict[str, int]]:
+    """What to remove from a queue, given next one first: [(message, how many copies)], and how many of which sort.
 
     Copies that are equal byte for byte (a message that was replayed) are removed youngest first, so the oldest stays in
-    its place. A worker that takes it in between has the job: then none is needed.
+    its place. A worker that takes it in between has the job: then none is needed. One wake-up does for all short jobs.
     """
     ids = list({message.job_id for message in waiting if message.job_id})
     status: dict[UUID, str] = {}
@@ -61,18 +62,18 @@ def plan(script: Script, waiting: list[Message]) -> tuple[list[tuple[Message, in
     needed: set[str] = set()
     unwanted: Counter[tuple[str, bytes]] = Counter()
     example: dict[tuple[str, bytes], Message] = {}
-    twice = over = 0
+    counted = {"duplicates": 0, "finished": 0, "wake_ups": 0}
     for message in waiting:
         example.setdefault((message.key, message.raw), message)
-        if message.job_id and status.get(message.job_id, "succeeded") in OVER:
-            over += 1
+        if message.job_id and status.get(message.job_id, "succeeded") in looks.OVER:
+            counted["finished"] += 1
         elif message.whose in needed:
-            twice += 1
+            counted["wake_ups" if message.is_wake_up else "duplicates"] += 1
         else:
             needed.add(message.whose)
             continue
         unwanted[message.key, message.raw] += 1
-    return [(example[which], copies) for which, copies in unwanted.items()][::-1], twice, over
+    return [(example[which], copies) for which, copies in unwanted.items()][::-1], counted
 
 
 if __name__ == "__main__":

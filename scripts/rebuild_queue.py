@@ -28,11 +28,17 @@ def main(queues: Queues = None, as_json: AsJson = False, dry_run: DryRun = False
     rows = {row["queue"]: row for row in script.sql(looks.QUEUED, {"queues": names})}
     window = script.settings.queue_window
     new = {queue: min(row["outside"], max(0, window - row["published"])) for queue, row in rows.items()}
+    # Short jobs have no messages; one wake-up a queue does for all of them.
+    asleep = [queue for queue, row in rows.items() if row["short"] and not broker.has_wake_up(queue)]
     for queue in names:
-        script.say(f"{queue}: {count(missing[queue], 'message')} lost, {new[queue]} not sent yet.")
+        short = rows[queue]["short"]
+        woken = f"; {count(short, 'short job')}, {'no' if queue in asleep else 'a'} wake-up" if short else ""
+        script.say(f"{queue}: {count(missing[queue], 'message')} lost, {new[queue]} not sent yet{woken}.")
     if dry_run:
-        would = any(missing.values()) or any(new.values())
-        script.done(FOUND if would else FINE, would_repair=missing, would_publish=new)
+        would = any(missing.values()) or any(new.values()) or asleep
+        script.done(FOUND if would else FINE, would_repair=missing, would_publish=new, would_wake=asleep)
+    for queue in asleep:
+        broker.forget_wake_up(queue)
     done = dispatch.rebuild(script.database, script.redis, script.settings, names)
     depths = broker.depths(names)
     script.say(f"Sent {count(done['published'], 'new message')}, {done['repaired']} again.")
@@ -41,7 +47,7 @@ def main(queues: Queues = None, as_json: AsJson = False, dry_run: DryRun = False
         waits = f"; {behind} more jobs follow as it empties" if behind else ""
         script.say(f"{queue} holds {count(depths[queue], 'message')} now{waits}.")
     script.next("doctor.py, if the queues do not get shorter.")
-    script.done(FINE, **done, messages=depths)
+    script.done(FINE, **done, woken=asleep, messages=depths)
 
 
 def _missing(script: Script, broker: Broker, queues: list[str]) -> dict[str, int]:

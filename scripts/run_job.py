@@ -19,47 +19,42 @@ from rich.console import Console
 from rich.progress import Progress
 from uuid_utils.compat import uuid7
 
-from app.database import CONNECTION_LOST, Database
+from app.database import Database
 from app.jobs import statements
 from app.jobs.kind import Kind
 from app.jobs.kinds import offered_kinds
 from app.jobs.requests import shown
 from app.queues import QUEUE_OF_PRIORITY
 from app.settings import Settings
-from scripts.helper import FINE, FOUND, settings_or_exit, stop
+from scripts import helper
+from scripts.helper import FINE, FOUND, AsJson, Script, stop
 from worker.runner import Claim, Runner
 
 
 def main(
     kind: Annotated[str, typer.Argument(help="The kind of job, as in GET /api/kinds.")],
     payload: Annotated[str, typer.Option(help="JSON, or @FILE with JSON in it.")] = "{}",
-    as_json: Annotated[bool, typer.Option("--json", help="Print the finished job as JSON and nothing else.")] = False,
+    as_json: AsJson = False,
 ) -> None:
-    """Exit code 0: it succeeded. 1: it ended otherwise. 2: it could not be run."""
-    settings = settings_or_exit()
-    kinds = offered_kinds(settings)
+    """Exits 0: it succeeded. 1: it ended otherwise. 2: it could not be run."""
+    script = Script(as_json)
+    kinds = offered_kinds(script.settings)
     if kind not in kinds:
         stop(f"There is no kind {kind!r}; there are: {', '.join(kinds)}.")
     values = _payload(kinds[kind], payload)
-    runner = Runner(settings, worker="run_job", may_kill=False)
-    try:
-        claim = _claim(runner, kinds[kind], values)
-        _run(runner, claim, settings, quiet=as_json)
-        [row] = runner.database.run(statements.GET, {"id": claim.id})
-    except CONNECTION_LOST as error:
-        stop(f"PostgreSQL does not answer: {str(error).strip()}")
+    _ = script.database  # named at once if it is away
+    runner = Runner(script.settings, worker="run_job", may_kill=False)
+    claim = _claim(runner, kinds[kind], values)
+    _run(runner, claim, script.settings, quiet=as_json)
+    [row] = runner.database.run(statements.GET, {"id": claim.id})
     job = shown(row)
-    console = Console()
-    if as_json:
-        print(json.dumps({"ok": job.status == "succeeded", "job": job.model_dump(mode="json")}))
-    elif job.status == "succeeded":
-        console.print_json(data=job.result)
+    if job.status == "succeeded":
+        script.say(json.dumps(job.result, indent=2, ensure_ascii=False))
     else:
-        reason = f"{job.error.type}: {job.error.message}" if job.error else ""
-        console.print(f"[red]{job.status}[/] {reason}")
+        script.say(f"{job.status} {f'{job.error.type}: {job.error.message}' if job.error else ''}", "red")
         if job.status == "queued":
-            console.print(f"It will be retried by a worker after {job.run_at:%H:%M:%S} UTC.")
-    raise typer.Exit(FINE if job.status == "succeeded" else FOUND)
+            script.say(f"It will be retried by a worker after {job.run_at:%H:%M:%S} UTC.")
+    script.done(FINE if job.status == "succeeded" else FOUND, job=job.model_dump(mode="json"))
 
 
 def _payload(kind: Kind, text: str) -> Any:
@@ -120,4 +115,4 @@ def _run(runner: Runner, claim: Claim, settings: Settings, *, quiet: bool) -> No
 
 
 if __name__ == "__main__":
-    typer.run(main)
+    helper.run(main)

@@ -9,17 +9,16 @@ import sys
 import time
 from pathlib import Path
 from typing import Annotated, Any
+from uuid import UUID
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import typer
 
 from app.jobs import statements
-from app.queues import ALL_QUEUES
 from scripts import helper, looks
-from scripts.broker import Broker
 from scripts.helper import FINE, FOUND, AsJson, DryRun, Script, Yes, age, count, stop
-from scripts.whereabouts import Whereabouts, find, judge, look, withdraw
+from scripts.whereabouts import Survey, Whereabouts, find, judge, locate, survey, withdraw
 
 # Longer than one run of a loop takes to come round, and than a job takes to notice its cancel.
 PROOF_SECONDS = 3.0
@@ -62,45 +61,47 @@ def stop_one(script: Script, task_id: str, *, dry_run: bool) -> None:
     if dry_run:
         script.say(f"{found.id} is {state} and would be ended.")
         script.done(FOUND, would_stop=[found.id])
-    still = _end(script, [found])
-    _report(script, [found.id], still)
+    job = found.row and found.row["id"]
+    _report(script, [found.id], end(script, [job] if job else [], [] if job else [found.id]))
 
 
 def stop_all(script: Script, *, dry_run: bool, yes: bool) -> None:
     rows = script.sql(looks.RETRYING)
-    tasks = waiting_tasks(script)
+    tasks = waiting_tasks(survey(script))
     for row in rows[:20]:
         when = f"next in {age(max(0, row['due_in']))}" if row["status"] == "queued" else f"running on {row['worker']}"
         script.say(f"  job {row['id']} {row['kind']}, run {row['attempt']} of {row['max_attempts']}, {when}")
     for name, what in list(tasks.items())[:20]:
         script.say(f"  Celery task {name} {what}")
+    if len(rows) > 20 or len(tasks) > 20:
+        script.say("  ...")
     said = f"{count(len(rows), 'job')} and {count(len(tasks), 'Celery task')} come again."
     script.say(said)
     found = [str(row["id"]) for row in rows] + list(tasks)
     if dry_run or not found:
+        script.next("the same with --yes stops them; stop_retries.py ID stops one." if found else "nothing.")
         script.done(FOUND if found else FINE, would_stop=found)
     script.confirm(f"{said} Jobs among them will be cancelled, Celery tasks taken out of Redis.", yes)
-    for row in rows:
-        script.sql(statements.CANCEL, {"id": row["id"]})
-    # Jobs are over with their rows. Tasks are few, and each is looked up again: it may have moved.
-    still = _end(script, [look(script, name) for name in tasks])
-    left = {str(row["id"]) for row in script.sql(looks.RETRYING)} & {str(row["id"]) for row in rows}
-    _report(script, found, [*still, *(name for name in left if is_alive(look(script, name)))])
+    still = end(script, [row["id"] for row in rows], list(tasks))
+    new = [str(row["id"]) for row in script.sql(looks.RETRYING)] + list(waiting_tasks(survey(script)))
+    if new := sorted(set(new) - set(found)):
+        script.say(
+            f"Since then {count(len(new), 'other')} failed and will be tried again: {', '.join(new[:5])}", "yellow"
+        )
+    _report(script, found, still, since=new)
 
 
-def waiting_tasks(script: Script) -> dict[str, str]:
+def waiting_tasks(seen: Survey) -> dict[str, str]:
     """Celery tasks, not jobs, that wait for a time or for another try: id -> what and where."""
-    broker = Broker(script.redis, script.celery)
     tasks: dict[str, str] = {}
-    for queue in ALL_QUEUES:
-        for message in broker.waiting(queue):
-            if message.id and not message.job_id and (message.eta or message.retries):
-                tasks[message.id] = f"{message.task} in {queue}, try {message.retries + 1}"
-    for held in broker.held():
+    for queue, _, message in seen.waiting:
+        if message.id and not message.job_id and (message.eta or message.retries):
+            tasks[message.id] = f"{message.task} in {queue}, try {message.retries + 1}"
+    for held in seen.held:
         message = held.message
         if message.id and not message.job_id and (message.eta or message.retries):
             tasks[message.id] = f"{message.task} unacknowledged, try {message.retries + 1}, for {message.eta}"
-    for worker in broker.workers().values():
+    for worker in seen.workers.values():
         for request in worker.scheduled:
             if request["id"] not in worker.revoked:
                 tasks.setdefault(request["id"], f"{request['name']} scheduled in {worker.name} for {request['eta']}")
@@ -123,36 +124,49 @@ def is_alive(found: Whereabouts) -> bool:
     return bool(found.waiting or found.held or found.active or holders - set(found.revoked))
 
 
-def _end(script: Script, tasks: list[Whereabouts]) -> list[str]:
-    """Ends them by every way there is, until none has been seen for a while; returns those that go on all the same."""
+def end(script: Script, jobs: list[UUID], tasks: list[str]) -> list[str]:
+    """Ends them by every way there is, until none has been seen for a while; returns those that go on all the same.
+
+    However many they are, one look at the workers and at Redis does for all."""
     until = time.monotonic() + PATIENCE_SECONDS
     quiet_since = time.monotonic()
-    alive = tasks
-    while alive or time.monotonic() < quiet_since + PROOF_SECONDS:
-        if time.monotonic() > until:
-            break
-        for found in alive:
-            if found.row:
-                script.sql(statements.CANCEL, {"id": found.job_id})
-            else:
-                withdraw(script, found)
+    while True:
+        alive = [found for found in locate(survey(script), tasks) if is_alive(found)] if tasks else []
+        going = [row["id"] for row in script.sql(looks.NOT_ENDED, {"ids": jobs})] if jobs else []
+        now = time.monotonic()
+        if not alive and not going and (not tasks or now > quiet_since + PROOF_SECONDS):
+            return []
+        if now > until:
+            return [*map(str, going), *(found.id for found in alive)]
+        for job_id in going:
+            script.sql(statements.CANCEL, {"id": job_id})
+        if alive:
+            withdraw(script, alive)
             quiet_since = time.monotonic()
-        # A task in the middle of a run may just now send the message of its next one: looked for again.
-        time.sleep(0.5)
-        alive = [found for found in (look(script, task.id) for task in tasks) if is_alive(found)]
-    return [found.id for found in alive]
+        if tasks:
+            # One in the middle of a run may just now send the message of its next: looked for again.
+            time.sleep(0.5)
 
 
-def _report(script: Script, asked: list[str], still: list[str]) -> None:
-    facts: dict[str, Any] = {"stopped": [name for name in asked if name not in still], "still_there": still}
+def _report(script: Script, asked: list[str], still: list[str], **more: Any) -> None:
+    facts: dict[str, Any] = {
+        "stopped": [name for name in asked if name not in set(still)],
+        "still_there": still,
+        **more,
+    }
     if still:
         script.say(f"{count(len(still), 'task')} will not stop: {', '.join(still[:5])}", "red")
-        script.next("task_manager.py status ID says who has it; ending that worker ends it: it is in no queue.")
+        script.next(
+            f"task_manager.py status {still[0]} says who has it; ending that worker ends it: it is in no queue."
+        )
         script.done(FOUND, **facts)
     script.say(
-        f"Stopped: {', '.join(asked[:5])}{' ...' if len(asked) > 5 else ''}. Looked again: none is left.", "green"
+        f"Stopped: {', '.join(asked[:5])}{f' and {len(asked) - 5:,} more' if len(asked) > 5 else ''}. "
+        "Looked again: none of them is left.",
+        "green",
     )
-    script.next("task_manager.py status ID; a job can be run again with POST /api/jobs/ID/retry.")
+    which = asked[0] if len(asked) == 1 else "ID"
+    script.next(f"task_manager.py status {which}; a job can be run again with POST /api/jobs/{which}/retry.")
     script.done(FINE, **facts)
 
 

@@ -77,7 +77,7 @@ def revoke(task_id: Id, as_json: AsJson = False, dry_run: DryRun = False) -> Non
     if found.row:
         script.sql(statements.CANCEL, {"id": found.job_id})
     else:
-        withdraw(script, found)
+        withdraw(script, [found])
     after = look(script, task_id)
     _tell(script, after)
     verdict = judge(after, script.settings)
@@ -96,14 +96,14 @@ def cleanup(
     found = find(script, task_id)
     if found.active or found.reserved or (found.row and found.row["status"] in ("queued", "running")):
         script.say("It is not over, so what is in Redis is needed.")
-        script.next("task_manager.py revoke ID, then cleanup.")
+        script.next(f"task_manager.py revoke {found.id}, then cleanup.")
         script.done(FOUND, state=judge(found, script.settings).state, message="it is not over")
     what = {"messages": len(found.waiting), "unacked": len(found.held), "results": len(found.results)}
     said = ", ".join(f"{number} {name}" for name, number in what.items() if number) or "nothing"
     if dry_run:
         script.say(f"Would remove: {said}.")
         script.done(FOUND if any(what.values()) else FINE, would_remove=what)
-    take_away(script, found)
+    take_away(script, [found])
     for name in found.results:
         Broker(script.redis, script.celery, results=script.results).forget_result(name)
     script.say(f"Removed: {said}.")
@@ -126,7 +126,7 @@ def _tell(script: Script, found: Whereabouts) -> None:
             script.say(f"  {place}: {', '.join(where)}")
     if len(found.waiting) > 5:
         script.say(f"  {count(len(found.waiting), 'message')} in all")
-    script.next(verdict.next.replace(" ID", f" {found.id}"))
+    script.next(verdict.next.replace("ID", found.id))
 
 
 def _line(value: Any) -> str:

@@ -2,6 +2,8 @@
 
 import re
 import time
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -16,6 +18,10 @@ from scripts.helper import FINE, FOUND, Script, age, stop
 
 # From the moment a row is marked to the moment when its message is in the list or with a worker.
 UNDER_WAY_SECONDS = 15
+# A job's id, or that of a message of it, which begins with the job's. Capitals make no other UUID.
+JOB_ID = re.compile(r"([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})(:\w+)?", re.IGNORECASE)
+# Workers remember this many revoked ids at most; so many in one command.
+REVOKE_AT_ONCE = 1000
 
 
 class Verdict(NamedTuple):
@@ -42,6 +48,14 @@ class Whereabouts:
     revoked: list[str] = field(default_factory=list)  # workers that will not run it
     results: dict[str, tuple[dict[str, Any], int]] = field(default_factory=dict)  # task id -> result, seconds left
     workers: dict[str, Worker] = field(default_factory=dict)
+    wake_ups: set[str] = field(default_factory=set)  # queues in which one waits, for whatever short job
+
+    @property
+    def celery_ids(self) -> set[str]:
+        """Its ids as Celery writes them, which tells capitals apart."""
+        requests = [*self.active, *self.reserved, *self.scheduled]
+        messages = [message for _, _, message in self.waiting] + [held.message for held in self.held]
+        return {self.id, *(request["id"] for _, request in requests), *(str(message.id) for message in messages)}
 
     @property
     def is_known(self) -> bool:
@@ -75,14 +89,61 @@ class Whereabouts:
         }
 
 
+class Survey(NamedTuple):
+    """All messages and workers at one moment."""
+
+    workers: dict[str, Worker]
+    waiting: list[tuple[str, int, Message]]  # queue, position from 1, message
+    held: list[Held]
+
+
+def survey(script: Script) -> Survey:
+    _ = script.database  # whoever is away is named before anything is looked for
+    broker = Broker(script.redis, script.celery)
+    workers = broker.workers()
+    waiting = [(queue, at, message) for queue in ALL_QUEUES for at, message in enumerate(broker.waiting(queue), 1)]
+    return Survey(workers, waiting, list(broker.held()))
+
+
 def read_id(text: str) -> tuple[str, UUID | None]:
-    """A task's id as Celery has it, and the job it speaks of, if it has the shape of one: a job's id, or a message's,
-    which begins with it."""
+    """A task's id, and the job it speaks of if it has the shape of one. Celery takes any text for an id."""
     text = text.strip()
-    if not re.fullmatch(r"[\w.:@-]{1,200}", text):
+    if not text.isprintable() or not 0 < len(text) <= 200:
         stop(f"{text[:50]!r} is not an id: take a job's id as the API shows it, or a Celery task's.")
-    found = re.fullmatch(r"([0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12})(:\w+)?", text)
-    return (text.lower(), UUID(found[1])) if found else (text, None)
+    found = JOB_ID.fullmatch(text)
+    return text, UUID(found[1]) if found else None
+
+
+def locate(seen: Survey, names: Iterable[str]) -> list[Whereabouts]:
+    """Where each of these is among messages and workers. Rows and results are not looked up."""
+    found = []
+    wake_ups = {queue for queue, _, message in seen.waiting if message.is_wake_up}
+    owners = defaultdict[str, list[Whereabouts]](list)
+    for name in names:
+        shape = JOB_ID.fullmatch(name)
+        job_id = UUID(shape[1]) if shape else None
+        found.append(Whereabouts(name, job_id, None, workers=seen.workers, wake_ups=wake_ups))
+        owners[name.lower() if shape else name].append(found[-1])
+
+    def whose(celery_id: str | None) -> list[Whereabouts]:
+        shape = JOB_ID.fullmatch(celery_id or "")
+        names = {shape[0].lower(), shape[1].lower()} if shape else {celery_id or ""}
+        return [owner for name in names if name in owners for owner in owners[name]]
+
+    for place in seen.waiting:
+        for owner in whose(place[2].id):
+            owner.waiting.append(place)
+    for held in seen.held:
+        for owner in whose(held.message.id):
+            owner.held.append(held)
+    for worker in seen.workers.values():
+        for what in ("active", "reserved", "scheduled"):
+            for request in getattr(worker, what):
+                for owner in whose(request["id"]):
+                    getattr(owner, what).append((worker.name, request))
+        for owner in {id(one): one for revoked in worker.revoked for one in whose(revoked)}.values():
+            owner.revoked.append(worker.name)
+    return found
 
 
 def find(script: Script, text: str) -> Whereabouts:
@@ -107,19 +168,10 @@ def find(script: Script, text: str) -> Whereabouts:
 def look(script: Script, text: str) -> Whereabouts:
     """As `find`, but finding nothing is an answer too."""
     task_id, job_id = read_id(text)
-    _ = script.database  # whoever is away is named before anything is looked for
-    broker = Broker(script.redis, script.celery, results=script.results)
-    found = Whereabouts(task_id, job_id, None, workers=broker.workers())
-    found.waiting, found.held = in_redis(broker, task_id)
-    for worker in found.workers.values():
-        for place in ("active", "reserved", "scheduled"):
-            mine = [(worker.name, request) for request in getattr(worker, place) if is_about(request["id"], task_id)]
-            getattr(found, place).extend(mine)
-        if any(is_about(revoked, task_id) for revoked in worker.revoked):
-            found.revoked.append(worker.name)
+    [found] = locate(survey(script), [task_id])
     # A job's own results are in its row. Of what a message of it left in Celery's, the id would have to be known.
-    seen = {task_id} | {message.id for _, _, message in found.waiting if message.id}
-    for name in seen:
+    broker = Broker(script.redis, script.celery, results=script.results)
+    for name in found.celery_ids:
         result, left = broker.result(name)
         if result is not None:
             found.results[name] = (result, left)
@@ -129,34 +181,21 @@ def look(script: Script, text: str) -> Whereabouts:
     return found
 
 
-def is_about(celery_id: str | None, task_id: str) -> bool:
-    """Whether a message's id is this task's, or that of a message of this job."""
-    return celery_id is not None and (celery_id == task_id or celery_id.startswith(f"{task_id}:"))
+def withdraw(script: Script, tasks: list[Whereabouts]) -> None:
+    """Ends Celery tasks: tells all workers to drop them, and takes their messages away, so that a worker that starts
+    later finds none. One that runs is stopped with its child."""
+    for terminate in (False, True):
+        ids = [name for found in tasks if bool(found.active) is terminate for name in found.celery_ids]
+        for start in range(0, len(ids), REVOKE_AT_ONCE):
+            script.celery.control.revoke(ids[start : start + REVOKE_AT_ONCE], terminate=terminate)
+    take_away(script, tasks)
 
 
-def in_redis(broker: Broker, task_id: str) -> tuple[list[tuple[str, int, Message]], list[Held]]:
-    """Its messages that wait (queue, position, message), and those that are not acknowledged."""
-    waiting = [
-        (queue, position, message)
-        for queue in ALL_QUEUES
-        for position, message in enumerate(broker.waiting(queue), 1)
-        if is_about(message.id, task_id)
-    ]
-    return waiting, [held for held in broker.held() if is_about(held.message.id, task_id)]
-
-
-def withdraw(script: Script, found: Whereabouts) -> None:
-    """Ends a Celery task: tells all workers to drop it, and takes its messages away, so that a worker that starts later
-    finds none. One that runs is stopped with its child."""
-    script.celery.control.revoke(found.id, terminate=bool(found.active))
-    take_away(script, found)
-
-
-def take_away(script: Script, found: Whereabouts) -> None:
-    """Its messages, waiting ones and those that a worker has: that one does not notice."""
+def take_away(script: Script, tasks: list[Whereabouts]) -> None:
+    """Their messages, waiting ones and those that a worker has: that one does not notice."""
     broker = Broker(script.redis, script.celery)
-    broker.remove((message, 0) for _, _, message in found.waiting)
-    broker.drop_held(held.tag for held in found.held)
+    broker.remove((message, 0) for found in tasks for _, _, message in found.waiting)
+    broker.drop_held(held.tag for found in tasks for held in found.held)
 
 
 def judge(found: Whereabouts, settings: Settings) -> Verdict:
@@ -174,7 +213,11 @@ def judge(found: Whereabouts, settings: Settings) -> Verdict:
         why = f"{row['error']['type']}: {row['error']['message']}"
         return Verdict("failed", f"{over} {why}", "mend the cause, then POST /api/jobs/ID/retry runs it again.", FOUND)
     left = f" {len(found.waiting)} of its messages still wait; workers drop them." if found.waiting else ""
-    hint = "task_manager.py cleanup ID takes them away." if found.waiting else "nothing; its result is in its row."
+    hint = "nothing; its result is in its row."
+    if status == "cancelled":
+        hint = "nothing; POST /api/jobs/ID/retry runs it again."
+    if found.waiting:
+        hint = "task_manager.py cleanup ID takes them away."
     return Verdict(status, over + left, hint, FINE)
 
 
@@ -203,6 +246,8 @@ def _queued(found: Whereabouts, row: DictRow) -> Verdict:
         copies = f" (and {len(found.waiting) - 1} copies behind it)" if len(found.waiting) > 1 else ""
         text = f"Its message is number {position} in {where}{copies}; consumed by {', '.join(consumers) or 'nobody'}."
         return Verdict("waits in its queue", text, "wait." if consumers else nobody, FINE if consumers else FOUND)
+    if row["short"]:
+        return _short(queue, consumers, nobody, is_woken=queue in found.wake_ups)
     if row["published_at"] is None:
         text = f"It waits in PostgreSQL until {queue} has room for its message: dispatch sends the oldest ones first."
         return Verdict("waits for dispatch", text, "wait; if it does not move: debug_beat_service.py", FINE)
@@ -210,6 +255,17 @@ def _queued(found: Whereabouts, row: DictRow) -> Verdict:
         return Verdict("under way", "Its message was sent just now.", "look again in 15 s.", FINE)
     text = f"Its message was sent {age(row['published_age'])} ago and is nowhere: Redis lost it, or its worker died."
     return Verdict("lost", text, f"wait a minute (repair sends another), or rebuild_queue.py {queue} now.", FOUND)
+
+
+def _short(queue: str, consumers: list[str], nobody: str, *, is_woken: bool) -> Verdict:
+    text = (
+        f"It is short and needs no message of its own: whoever is woken up takes up to 100 such jobs of {queue} at a "
+        f"time, the oldest first. {'A wake-up waits' if is_woken else 'Dispatch sends a wake-up within 2 s'}; "
+        f"consumed by {', '.join(consumers) or 'nobody'}."
+    )
+    if not consumers:
+        return Verdict("waits for its group", text, nobody, FOUND)
+    return Verdict("waits for its group", text, "wait; if it does not move: debug_beat_service.py", FINE)
 
 
 def _running(row: DictRow, settings: Settings) -> Verdict:
@@ -232,6 +288,8 @@ def _running(row: DictRow, settings: Settings) -> Verdict:
 def _task(found: Whereabouts) -> Verdict:
     """A Celery task that is no job, or a message whose job is gone."""
     gone = " It speaks of a job that is not in PostgreSQL: a worker will drop it." if found.job_id else ""
+    if found.id.startswith("short:"):
+        gone = " It wakes a worker up for short jobs, and nothing is lost with it: dispatch sends another."
     if found.active:
         return Verdict("STARTED", f"{found.active[0][0]} runs it.{gone}", "wait; or task_manager.py revoke ID.", FINE)
     held_by = found.scheduled or found.reserved

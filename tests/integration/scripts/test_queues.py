@@ -9,6 +9,7 @@ from psycopg.rows import DictRow
 
 from app.jobs import messages
 from app.queues import MAINTENANCE
+from app.settings import Settings
 from tests.integration.conftest import Jobs
 from tests.integration.scripts.conftest import Ran
 from tests.integration.test_dispatch import waiting
@@ -17,6 +18,11 @@ from tests.waiting import until
 
 Script = Callable[..., Ran]
 OVER = {"status": "succeeded", "finished_at": "now()", "result": "{}"}
+
+
+def jobs_in(redis: Redis) -> list[Any]:
+    """Those with a message of their own; beside them may lie a wake-up for short jobs."""
+    return [job_id for job_id in waiting(redis) if job_id]
 
 
 def test_a_purge_says_what_comes_back(script: Script, jobs: Jobs, redis: Redis, foreign: object) -> None:
@@ -44,7 +50,7 @@ def test_a_purge_says_what_comes_back(script: Script, jobs: Jobs, redis: Redis, 
     assert script("rebuild_queue", "--dry-run").json["would_repair"]["default"] == 20
     ran = script("rebuild_queue", "default")
     assert (ran.code, ran.json["repaired"]) == (0, 20)
-    assert set(waiting(redis)) == set(queued)
+    assert set(jobs_in(redis)) == set(queued)
     # Empty is fine too.
     assert script("purge_celery_queue", MAINTENANCE, "--yes").code == 0
 
@@ -72,7 +78,7 @@ def test_500_duplicates_leave_the_oldest(script: Script, jobs: Jobs, redis: Redi
     redis.client.lpush("default", messages.envelope("run_job", "default", f"{gone}:1", [str(gone)]), "not JSON")
     oldest: list[bytes] = redis.client.lrange("default", -10, -1)  # type: ignore[assignment]
     ran = script("purge_celery_duplicates", "default", "--dry-run")
-    assert (ran.code, ran.json["would_remove"]) == (1, {"default": {"duplicates": 500, "finished": 2}})
+    assert (ran.code, ran.json["would_remove"]) == (1, {"default": {"duplicates": 500, "finished": 2, "wake_ups": 0}})
     assert redis.length("default") == 513
     ran = script("purge_celery_duplicates", "--yes")
     assert (ran.code, ran.json["removed"]) == (0, 502)
@@ -105,11 +111,53 @@ def test_rebuilding_after_redis_lost_everything(
     assert redis.length("default") == 0
     ran = script("rebuild_queue", QUEUE_WINDOW="33")
     assert (ran.code, ran.json["published"], ran.json["repaired"]) == (0, 3, 30)
-    assert len(waiting(redis)) == 33
+    assert len(jobs_in(redis)) == 33
     script("rebuild_queue")
-    assert set(waiting(redis)) == {*published, *new}
-    assert len(waiting(redis)) == 35
+    assert set(jobs_in(redis)) == {*published, *new}
+    assert len(jobs_in(redis)) == 35
     assert script("rebuild_queue", "--dry-run").code == 0
+
+
+def test_short_jobs_need_no_message_of_their_own(
+    script: Script, jobs: Jobs, redis: Redis, settings: Settings, start: Callable[..., Any]
+) -> None:
+    def wake_up() -> None:
+        redis.client.delete(messages.wake_key("default"))
+        redis.client.eval(*messages.wake_up("default", settings))  # type: ignore[arg-type]
+
+    def state() -> tuple[str, int]:
+        ran = script("task_manager", "status", short[0])
+        return ran.json["state"], ran.code
+
+    short = [jobs.insert(short=True, run_at="2020-01-01") for _ in range(3)]
+    for _ in range(4):
+        wake_up()
+    assert state() == ("waits for its group", 1)  # nobody consumes
+    # Wake-ups are no copies of a job's message; one of them does.
+    ran = script("purge_celery_duplicates", "default", "--yes")
+    assert ran.json["found"] == {"default": {"duplicates": 0, "finished": 0, "wake_ups": 3}}
+    assert redis.length("default") == 1
+    assert drift(script)["level"] == "ok"
+    ran = script("rebuild_queue", "--dry-run")
+    assert (ran.code, ran.json["would_repair"]["default"], ran.json["would_publish"]["default"]) == (0, 0, 0)
+    ran = script("purge_celery_queue", "default", "--yes")
+    assert (ran.json["comes_back"], ran.json["wake_ups"], ran.json["lost"]) == (0, 1, {})
+    # Redis lost the message, and not the key that says there is one.
+    redis.client.set(messages.wake_key("default"), 1)
+    assert "3 short jobs of default wait, and nothing wakes a worker up" in drift(script)["message"]
+    assert script("rebuild_queue", "--dry-run").code == 1
+    ran = script("rebuild_queue")
+    assert (ran.code, ran.json["woken"], ran.json["published"], ran.json["repaired"]) == (0, ["default"], 0, 0)
+    start("worker")
+    for job_id in short:
+        assert jobs.finished(job_id)["status"] == "succeeded"
+    again = jobs.insert(short=True)
+    assert script("task_manager", "status", again).json["state"] == "waits for its group"
+
+
+def drift(script: Script) -> dict[str, str]:
+    [found] = [one for one in script("doctor").json["findings"] if one["check"] == "drift"]
+    return dict(found)
 
 
 def test_an_unknown_queue_is_one_sentence(script: Script, db: object) -> None:
