@@ -38,8 +38,8 @@ WHERE (status = 'queued' AND attempt > 0) OR (status = 'running' AND attempt > 1
 ORDER BY status DESC, run_at
 """
 
-# Rows that have a message, or should have one; that wait for room in the window; short ones that are due, which have none;
-# and those that wait for their time.
+# Rows that have a message, or should have one; that wait for room in the window; short ones that are due, which have no
+# message; and those that wait for their time.
 QUEUED = f"""
 SELECT q.queue,
     (SELECT count(*) FROM jobs d WHERE d.queue = q.queue AND d.status = 'queued' AND d.published_at IS NOT NULL)
