@@ -1,12 +1,14 @@
 """`/api/jobs`: create, look, list, cancel, retry."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
 from psycopg.rows import DictRow
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.convertors import StringConvertor, register_url_convertor
@@ -18,23 +20,24 @@ from app.jobs import statements
 from app.jobs.create import new_job
 from app.jobs.kinds import all_kinds
 from app.jobs.requests import (
-    IdempotencyKey,
+    KEY_SCHEMA,
     Job,
     NewJob,
     Status,
     batch_type,
+    checked_key,
     request_type,
     shown,
 )
 from app.queues import JOB_QUEUES
 
-KeyHeader = Annotated[
-    IdempotencyKey | None,
-    Header(
-        alias="Idempotency-Key",
-        description="The same key and body again give the same job; another body is refused.",
-    ),
-]
+KEY_HEADER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": "The same key and body again give the same job; another body is refused.",
+    "schema": KEY_SCHEMA,
+}
 # Names from lists made at run time, which OpenAPI then shows.
 KindName: Any = Literal[tuple(all_kinds())]
 QueueName: Any = Literal[JOB_QUEUES]
@@ -88,9 +91,11 @@ register_url_convertor("one_job", _OneJob())
 LOCATION = {"Location": {"description": "Where the job is.", "schema": {"type": "string"}}}
 
 
-def make_router(kinds: Sequence[str]) -> APIRouter:
+def make_router(kinds: Sequence[str], operation_id: Callable[[APIRoute], str]) -> APIRouter:
     """The routes for these kinds of jobs: OpenAPI shows each one's payload."""
-    router = APIRouter(prefix="/api/jobs", tags=["jobs"], route_class=JsonRoute)
+    router = APIRouter(
+        prefix="/api/jobs", tags=["jobs"], route_class=JsonRoute, generate_unique_id_function=operation_id
+    )
     one_job = request_type(tuple(kinds))
     many_jobs = batch_type(tuple(kinds))
 
@@ -103,20 +108,17 @@ def make_router(kinds: Sequence[str]) -> APIRouter:
             202: {"description": "A new job", "headers": LOCATION},
             **responses(400, 401, 413, 415, 422, 503),
         },
+        openapi_extra={"parameters": [KEY_HEADER]},
     )
-    async def create_job(
-        request: Request,
-        body: one_job,  # type: ignore[valid-type]
-        idempotency_key: KeyHeader = None,
-    ) -> Response:
+    async def create_job(request: Request, body: one_job) -> Response:  # type: ignore[valid-type]
         """Accepts a job. 202 means: committed in PostgreSQL, it will be run whatever happens to the queue."""
-        if len(request.headers.getlist("idempotency-key")) > 1:
-            raise Problem(422, "two-keys", "There are two Idempotency-Key headers; send one.")
-        row, new = await within(request.app.state.creator.one(_new_job(request, body, idempotency_key)))
+        row, new = await within(request.app.state.creator.one(_new_job(request, body, _key(request))))
         return _job(row, 202 if new else 200, {"Location": f"/api/jobs/{row['id']}"})
 
-    @router.post("/batch", status_code=202, responses=responses(400, 401, 413, 415, 422, 503))
-    async def create_jobs(request: Request, body: many_jobs) -> CreatedJobs:  # type: ignore[valid-type]
+    @router.post(
+        "/batch", status_code=202, response_model=CreatedJobs, responses=responses(400, 401, 413, 415, 422, 503)
+    )
+    async def create_jobs(request: Request, body: many_jobs) -> Response:  # type: ignore[valid-type]
         """Accepts up to 1,000 jobs, all or none. Each may carry its own `idempotency_key`."""
         if "idempotency-key" in request.headers:
             detail = "A batch has no key of its own: give each job its idempotency_key, and leave the header out."
@@ -124,7 +126,8 @@ def make_router(kinds: Sequence[str]) -> APIRouter:
         items = body.jobs  # type: ignore[attr-defined]
         jobs = [_new_job(request, item, item.idempotency_key) for item in items]
         rows = await within(request.app.state.creator.all_or_none(jobs))
-        return CreatedJobs(jobs=[shown(row) for row, _ in rows])
+        answer = CreatedJobs(jobs=[shown(row) for row, _ in rows])
+        return Response(answer.model_dump_json(), 202, media_type="application/json")
 
     @router.get("", responses=responses(401, 422, 503))
     async def list_jobs(request: Request, filters: Annotated[JobFilter, Query()]) -> JobPage:
@@ -164,6 +167,17 @@ def make_router(kinds: Sequence[str]) -> APIRouter:
 def _job(row: DictRow, status: int = 200, headers: dict[str, str] | None = None) -> Response:
     """As FastAPI would answer with a Job, but without validating once more what has just been made."""
     return Response(shown(row).model_dump_json(), status, headers, "application/json")
+
+
+def _key(request: Request) -> str | None:
+    """The header Idempotency-Key."""
+    keys = request.headers.getlist("idempotency-key")
+    if len(keys) > 1:
+        raise Problem(422, "two-keys", "There are two Idempotency-Key headers; send one.")
+    try:
+        return checked_key(keys[0]) if keys else None
+    except ValueError as error:
+        raise RequestValidationError([{"loc": ("header", "Idempotency-Key"), "msg": str(error)}]) from None
 
 
 def _new_job(request: Request, body: Any, idempotency_key: str | None) -> NewJob:

@@ -3,6 +3,7 @@
 import re
 import time
 from collections.abc import Callable
+from functools import cache
 from uuid import uuid4
 
 import structlog
@@ -25,6 +26,11 @@ DURATION = Histogram(
     ["method", "route"],
     buckets=(0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5),
 )
+
+
+@cache  # `labels` takes longer than counting
+def _metrics(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    return REQUESTS.labels(method, route, status), DURATION.labels(method, route)
 
 
 class RequestMiddleware:
@@ -63,26 +69,28 @@ class RequestMiddleware:
         async def answer(problem: errors.Problem) -> None:
             await errors.respond(Request(scope), problem)(scope, receive, noted_send)
 
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
-            try:
-                if int(headers.get(b"content-length", b"0")) > limit:
-                    # The server reads what still comes and forgets it, so that the client sees this answer.
-                    await answer(errors.too_large("The body", limit))
-                else:
-                    await self.app(scope, limited_receive, noted_send)
-            except Exception:  # whatever it is, it is a mistake of this program
-                log.exception("mistake")
-                if status:
-                    raise  # in the middle of an answer: the client must see it break off
-                await answer(errors.mistake())
-            finally:
-                self._note(scope, status, time.monotonic() - began)
+        # For all log lines of this request. The server gave it a task of its own, with which this ends.
+        structlog.contextvars.bind_contextvars(request_id=request_id)
+        try:
+            if int(headers.get(b"content-length", b"0")) > limit:
+                # The server reads what still comes and forgets it, so that the client sees this answer.
+                await answer(errors.too_large("The body", limit))
+            else:
+                await self.app(scope, limited_receive, noted_send)
+        except Exception:  # whatever it is, it is a mistake of this program
+            log.exception("mistake")
+            if status:
+                raise  # in the middle of an answer: the client must see it break off
+            await answer(errors.mistake())
+        finally:
+            self._note(scope, status, time.monotonic() - began)
 
     @staticmethod
     def _note(scope: Scope, status: int, seconds: float) -> None:
         # The template and not the path: ids would make a time series each.
         route = getattr(scope.get("route"), "path_format", "unmatched")
-        REQUESTS.labels(scope["method"], route, status).inc()
-        DURATION.labels(scope["method"], route).observe(seconds)
+        requests, duration = _metrics(scope["method"], route, status)
+        requests.inc()
+        duration.observe(seconds)
         if not scope["path"].startswith(QUIET_PATHS) or status >= 500:
             log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1))

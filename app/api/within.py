@@ -1,8 +1,8 @@
 """A time limit that holds even where cancelling would have to wait for the other side."""
 
 import asyncio
-from collections.abc import Coroutine
-from typing import Any, TypeVar
+from collections.abc import Awaitable
+from typing import TypeVar
 
 from app.api.errors import away
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 SECONDS = 4.0
 
 
-async def within(work: Coroutine[Any, Any, T], *, part: str = "PostgreSQL", seconds: float = SECONDS) -> T:
+async def within(work: Awaitable[T], *, part: str = "PostgreSQL", seconds: float = SECONDS) -> T:
     """The result of `work`, or what it raises.
 
     asyncio.timeout() would cancel and then wait for psycopg to cancel the statement at a server that is frozen. Here

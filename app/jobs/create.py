@@ -106,7 +106,7 @@ class Creator:
         self._waiting: list[_Call] = []
         self._lanes: set[asyncio.Task[None]] = set()
 
-    async def one(self, job: NewJob) -> Created:
+    def one(self, job: NewJob) -> "asyncio.Future[Created]":
         """Inserts a job together with others that wait.
 
         Raises:
@@ -117,7 +117,7 @@ class Creator:
         self._waiting.append(call)
         if len(self._lanes) < LANES:
             self._lanes.add(asyncio.create_task(self._lane()))
-        return await call.created
+        return call.created
 
     async def all_or_none(self, jobs: Sequence[NewJob]) -> list[Created]:
         """Inserts these jobs in one transaction, and returns them in order. Raises as `one` does."""

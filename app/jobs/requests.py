@@ -34,14 +34,15 @@ def _at_most_a_year(value: datetime | None) -> datetime | None:
     return None if value is None or value.year < 2000 else value.astimezone(UTC)
 
 
-def _is_key(value: str) -> str:
+def checked_key(value: str) -> str:
+    """An idempotency key as it is, or ValueError."""
     if len(value) > LONGEST_KEY or not re.fullmatch(KEY_PATTERN, value):
         raise ValueError(f"use 1 to {LONGEST_KEY} printable ASCII characters, with no space at either end")
     return value
 
 
-_KEY_SCHEMA = {"type": "string", "minLength": 1, "maxLength": LONGEST_KEY, "pattern": KEY_PATTERN}
-IdempotencyKey = Annotated[str, AfterValidator(_is_key), WithJsonSchema(_KEY_SCHEMA)]
+KEY_SCHEMA = {"type": "string", "minLength": 1, "maxLength": LONGEST_KEY, "pattern": KEY_PATTERN}
+IdempotencyKey = Annotated[str, AfterValidator(checked_key), WithJsonSchema(KEY_SCHEMA)]
 
 RunAt = Annotated[
     AwareDatetime | None,
