@@ -54,6 +54,7 @@ def main(as_json: AsJson = False, dry_run: DryRun = False, yes: Yes = False) -> 
         f"{count(todo['unacked_of_jobs_over'], 'unacknowledged message')} of jobs that are over."
     )
     if dry_run:
+        script.next("the same without --dry-run." if any(todo.values()) else "nothing; what is `other` is not ours.")
         script.done(FOUND if any(todo.values()) else FINE, would_clean=todo, kinds=facts(kinds))
     before = memory(broker)
     if any(todo.values()):

@@ -345,7 +345,7 @@ class Doctor:
             text = f"{count(total, 'job')} of {names} should have a message and have none; repair sends it in a minute."
             yield Finding("drift", "warning", text, "rebuild_queue.py now; if it comes again: debug_beat_service.py")
         elif not asleep:
-            yield Finding("drift", "ok", "every job that should have a message has one")
+            yield Finding("drift", "ok", f"every job whose message was sent over {SETTLE_SECONDS} s ago has one")
 
     def _is_woken(self, queue: str) -> bool:
         runs = any(

@@ -220,6 +220,8 @@ class Unreachable(Exception):
     def __init__(self, what: str, variable: str) -> None:
         super().__init__(what)
         self.fix = f"is it running (make ps), and do {variable}'s host, port and password fit?"
+        if "too many clients" in what or "connection slots" in what:
+            self.fix = "its connections are used up: docs/runbooks/database-connections-gone.md"
 
 
 class Report:

@@ -37,6 +37,7 @@ def main(queues: Queues = None, as_json: AsJson = False, dry_run: DryRun = False
     # Before anything is gone: what will not come back cannot be had back.
     tell(script, "Would purge" if dry_run else "To be purged:", seen, what, rows, broker)
     if dry_run:
+        script.next("the same with --yes, if that is what you want.")
         script.done(FOUND, would_purge=depths, **what)
     lost = f" {said(what['lost'])} will not come back." if what["lost"] else ""
     script.confirm(f"{count(sum(depths.values()), 'message')} will be deleted from {', '.join(names)}.{lost}", yes)
@@ -87,13 +88,15 @@ def tell(script: Script, verb: str, found: Any, what: dict[str, Any], rows: Any,
         behind = row["outside"] + row["short"]
         outside = f"; {behind:,} more jobs wait in PostgreSQL without a message" if behind else ""
         script.say(f"{verb} {count(len(messages), 'message')} of {queue}{outside}.")
-    script.say(
-        f"Comes back: {count(what['comes_back'], 'job')} that are queued in PostgreSQL. Repair sends them again within "
-        f"about {BACK_SECONDS} s (at most {CHECK_SECONDS} s) while beat and worker-maintenance run."
-    )
+    if what["comes_back"]:
+        script.say(
+            f"Comes back: {count(what['comes_back'], 'job')}, queued in PostgreSQL. Repair sends messages again within "
+            f"about {BACK_SECONDS} s (at most {CHECK_SECONDS} s) while beat and worker-maintenance run."
+        )
     if what["wake_ups"]:
         script.say("Comes back: the wake-up for short jobs, with the next dispatch in about 2 s, if there are any.")
-    script.say(f"Does not: messages of {count(what['not_needed'], 'job')} that run or are over; nobody needs them.")
+    if what["not_needed"]:
+        script.say(f"Does not: messages of {count(what['not_needed'], 'job')}, running or over; nobody needs them.")
     if what["lost"]:
         script.say(
             f"Does not: {said(what['lost'])}. Maintenance comes again with its next tick; a task of your own is lost.",

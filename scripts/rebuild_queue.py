@@ -36,6 +36,9 @@ def main(queues: Queues = None, as_json: AsJson = False, dry_run: DryRun = False
         script.say(f"{queue}: {count(missing[queue], 'message')} lost, {new[queue]} not sent yet{woken}.")
     if dry_run:
         would = any(missing.values()) or any(new.values()) or asleep
+        script.next(
+            "the same without --dry-run." if would else "nothing: each due job has its message, or waits in turn."
+        )
         script.done(FOUND if would else FINE, would_repair=missing, would_publish=new, would_wake=asleep)
     for queue in asleep:
         broker.forget_wake_up(queue)

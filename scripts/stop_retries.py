@@ -62,7 +62,8 @@ def stop_one(script: Script, task_id: str, *, dry_run: bool) -> None:
         script.say(f"{found.id} is {state} and would be ended.")
         script.done(FOUND, would_stop=[found.id])
     job = found.row and found.row["id"]
-    _report(script, [found.id], end(script, [job] if job else [], [] if job else [found.id]))
+    still = end(script, [job] if job else [], [] if job else [found.id])
+    _report(script, [found.id], still, jobs=job is not None)
 
 
 def stop_all(script: Script, *, dry_run: bool, yes: bool) -> None:
@@ -88,7 +89,7 @@ def stop_all(script: Script, *, dry_run: bool, yes: bool) -> None:
         script.say(
             f"Since then {count(len(new), 'other')} failed and will be tried again: {', '.join(new[:5])}", "yellow"
         )
-    _report(script, found, still, since=new)
+    _report(script, found, still, jobs=bool(rows), since=new)
 
 
 def waiting_tasks(seen: Survey) -> dict[str, str]:
@@ -148,7 +149,7 @@ def end(script: Script, jobs: list[UUID], tasks: list[str]) -> list[str]:
             time.sleep(0.5)
 
 
-def _report(script: Script, asked: list[str], still: list[str], **more: Any) -> None:
+def _report(script: Script, asked: list[str], still: list[str], *, jobs: bool, **more: Any) -> None:
     facts: dict[str, Any] = {
         "stopped": [name for name in asked if name not in set(still)],
         "still_there": still,
@@ -166,7 +167,8 @@ def _report(script: Script, asked: list[str], still: list[str], **more: Any) -> 
         "green",
     )
     which = asked[0] if len(asked) == 1 else "ID"
-    script.next(f"task_manager.py status {which}; a job can be run again with POST /api/jobs/{which}/retry.")
+    again = f"; POST /api/jobs/{which}/retry runs a job again" if jobs else ""
+    script.next(f"task_manager.py status {which} says what became of it{again}.")
     script.done(FINE, **facts)
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from psycopg.rows import DictRow
 
+from app.jobs.messages import RUN_JOB, RUN_SHORT_JOBS
 from app.queues import ALL_QUEUES
 from app.settings import Settings
 from scripts import looks
@@ -53,9 +54,20 @@ class Whereabouts:
     @property
     def celery_ids(self) -> set[str]:
         """Its ids as Celery writes them, which tells capitals apart."""
-        requests = [*self.active, *self.reserved, *self.scheduled]
-        messages = [message for _, _, message in self.waiting] + [held.message for held in self.held]
-        return {self.id, *(request["id"] for _, request in requests), *(str(message.id) for message in messages)}
+        return {self.id, *(request["id"] for request in self._requests), *(str(found.id) for found in self._messages)}
+
+    @property
+    def tasks(self) -> set[str]:
+        """The names of its task."""
+        return {request["name"] for request in self._requests} | {str(found.task) for found in self._messages}
+
+    @property
+    def _requests(self) -> list[dict[str, Any]]:
+        return [request for _, request in (*self.active, *self.reserved, *self.scheduled)]
+
+    @property
+    def _messages(self) -> list[Message]:
+        return [message for _, _, message in self.waiting] + [held.message for held in self.held]
 
     @property
     def is_known(self) -> bool:
@@ -249,7 +261,9 @@ def _queued(found: Whereabouts, row: DictRow) -> Verdict:
     if row["short"]:
         return _short(queue, consumers, nobody, is_woken=queue in found.wake_ups)
     if row["published_at"] is None:
-        text = f"It waits in PostgreSQL until {queue} has room for its message: dispatch sends the oldest ones first."
+        text = (
+            f"It has no message yet: dispatch sends it within 2 s, the oldest first, if {queue} has room in its window."
+        )
         return Verdict("waits for dispatch", text, "wait; if it does not move: debug_beat_service.py", FINE)
     if row["published_age"] < UNDER_WAY_SECONDS:
         return Verdict("under way", "Its message was sent just now.", "look again in 15 s.", FINE)
@@ -287,8 +301,10 @@ def _running(row: DictRow, settings: Settings) -> Verdict:
 
 def _task(found: Whereabouts) -> Verdict:
     """A Celery task that is no job, or a message whose job is gone."""
-    gone = " It speaks of a job that is not in PostgreSQL: a worker will drop it." if found.job_id else ""
-    if found.id.startswith("short:"):
+    gone, tasks = "", found.tasks
+    if RUN_JOB in tasks:
+        gone = " It speaks of a job that is not in PostgreSQL: a worker will drop it."
+    if RUN_SHORT_JOBS in tasks:
         gone = " It wakes a worker up for short jobs, and nothing is lost with it: dispatch sends another."
     if found.active:
         return Verdict("STARTED", f"{found.active[0][0]} runs it.{gone}", "wait; or task_manager.py revoke ID.", FINE)

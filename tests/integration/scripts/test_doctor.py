@@ -119,7 +119,9 @@ def test_what_is_wrong_is_found(script: Script, db: psycopg.Connection[DictRow],
     jobs.insert(published_at="2020-01-01", run_at="2020-01-01")  # its message is lost
     jobs.insert(status="running", attempt=1, lease_token=uuid4(), lease_expires_at="2020-01-01")
     for _ in range(5):
-        redis.client.set(f"celery-task-meta-{uuid4()}", "{}")
+        task_id = str(uuid4())
+        redis.client.set(f"celery-task-meta-{task_id}", json.dumps({"task_id": task_id, "status": "SUCCESS"}))
+    redis.client.set("celery-task-meta-theirs", "{}")
     redis.client.hset("unacked", "tag", json.dumps([{"headers": {"id": "x", "task": "t"}}, "", "default"]))
     redis.client.zadd("unacked_index", {"tag": time.time() - 100})
     redis.client.config_set("maxmemory", "100mb")

@@ -27,7 +27,7 @@ SCRIPTS: dict[str, tuple[Any, ...]] = {
     "rebuild_queue": ("--dry-run",),
     "test_celery": ("--async",),
     "doctor": (),
-    "run_job": ("sleep",),
+    "run_job": ("sleep", "--payload", '{"seconds": 0}'),
 }
 # These work without it.
 NEEDS_NO_REDIS = {"run_job"}

@@ -37,6 +37,7 @@ def test_a_celery_loop_with_a_live_worker_is_stopped(script: Script, redis: Redi
     quick = celery_app.send_task("retry_for_ever", [0.2], queue="default")
     slow = celery_app.send_task("retry_for_ever", [600], queue="default")
     until(lambda: script("stop_retries", "--check", slow.id).json["scheduled"], "the worker holds the slow one")
+    assert "job" not in script("stop_retries", "--check", slow.id, text=True).out  # it speaks of none
     for task in (quick, slow):
         ran = script("stop_retries", task.id)
         assert ran.code == 0, ran
