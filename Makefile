@@ -47,9 +47,21 @@ clean: ## stop everything and delete its data (asks; YES=1 does not)
 doctor: ## everything at a glance, with the command that helps; fit for a bug report (ARGS=--watch stays)
 	@SCRIPT="doctor.py $(ARGS)" $(STACK) run
 
+.PHONY: task
+task: ## where a job or a Celery task is, what that means, its end: ARGS="status ID" (info, revoke, cleanup)
+	@SCRIPT="task_manager.py $(ARGS)" $(STACK) run
+
+.PHONY: stop-retries
+stop-retries: ## end what comes again and again: ARGS="ID", "--check ID" or "--all-retries"
+	@SCRIPT="stop_retries.py $(ARGS)" $(STACK) run
+
 .PHONY: debug-beat
 debug-beat: ## does the house-keeping happen, and if not, why not
 	@SCRIPT="debug_beat_service.py $(ARGS)" $(STACK) run
+
+.PHONY: housekeeping
+housekeeping: ## run a task of the house-keeping now (a menu, or ARGS="cleanup_orphaned_jobs --enqueue")
+	@SCRIPT="trigger_cleanup_manual.py $(ARGS)" $(STACK) run
 
 .PHONY: test-celery
 test-celery: ## a task through Redis and a worker, with the time of each leg
@@ -58,6 +70,14 @@ test-celery: ## a task through Redis and a worker, with the time of each leg
 .PHONY: rebuild-queue
 rebuild-queue: ## the queues in Redis anew from PostgreSQL, now
 	@SCRIPT="rebuild_queue.py $(ARGS)" $(STACK) run
+
+.PHONY: purge-queue
+purge-queue: ## throw a queue's messages away (asks; jobs come back): ARGS="low_priority --dry-run"
+	@SCRIPT="purge_celery_queue.py $(ARGS)" $(STACK) run
+
+.PHONY: purge-copies
+purge-copies: ## leave one message a job in the queues, the oldest (asks)
+	@SCRIPT="purge_celery_duplicates.py $(ARGS)" $(STACK) run
 
 .PHONY: cleanup-redis
 cleanup-redis: ## what fills Redis, by kind of key, and its clean-up (asks)

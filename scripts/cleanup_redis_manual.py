@@ -30,7 +30,7 @@ SAMPLE = 200
 
 @dataclass
 class Kind:
-    """The keys of one kind. `memory` is estimated from a sample."""
+    """The keys of one kind. `memory` is estimated from a sample; `without_ttl` is not looked at in `other`."""
 
     keys: int = 0
     without_ttl: int = 0
@@ -84,8 +84,10 @@ def survey(broker: Broker, *, seconds: float = float("inf")) -> tuple[dict[str, 
             if time.monotonic() > end:
                 break
             names = dict(zip(keys, map(kind_of, keys), strict=True))
-            lives = dict(zip(keys, ask(client, "TTL", keys), strict=True))
-            doubtful = [key for key in keys if names[key] == "results" and lives[key] == -1]
+            # Of a million keys of somebody else nobody needs to know how long they live.
+            ours = [key for key in keys if names[key] != "other"]
+            for_ever = {key for key, left in zip(ours, ask(client, "TTL", ours), strict=True) if left == -1}
+            doubtful = [key for key in for_ever if names[key] == "results"]
             for key, value in zip(doubtful, ask(client, "GET", doubtful), strict=True):
                 if is_result(key, value):
                     immortal.append(key)
@@ -95,7 +97,7 @@ def survey(broker: Broker, *, seconds: float = float("inf")) -> tuple[dict[str, 
             for key, name in names.items():
                 kind = kinds[name]
                 kind.keys += 1
-                kind.without_ttl += lives[key] == -1
+                kind.without_ttl += key in for_ever and name != "other"
                 if kind.keys <= SAMPLE:
                     measured.append(key)
             for key, used in zip(measured, ask(client, "MEMORY USAGE", measured), strict=True):
@@ -162,19 +164,20 @@ def memory(broker: Broker) -> int:
 
 
 def show(script: Script, kinds: dict[str, Kind]) -> None:
-    largest_first = sorted(kinds.items(), key=lambda item: -item[1].memory)
-    script.table(
-        ("kind", "keys", "without TTL", "memory"),
-        [
-            ((name, f"{kind.keys:,}", f"{kind.without_ttl:,}", f"~{size(kind.memory)}"), "")
-            for name, kind in largest_first
-        ],
-    )
+    rows = []
+    for name, kind in sorted(kinds.items(), key=lambda item: -item[1].memory):
+        without_ttl = "?" if name == "other" else f"{kind.without_ttl:,}"
+        rows.append(((name, f"{kind.keys:,}", without_ttl, f"~{size(kind.memory)}"), ""))
+    script.table(("kind", "keys", "without TTL", "memory"), rows)
 
 
 def facts(kinds: dict[str, Kind]) -> dict[str, Any]:
     return {
-        name: {"keys": kind.keys, "without_ttl": kind.without_ttl, "memory": round(kind.memory)}
+        name: {
+            "keys": kind.keys,
+            "without_ttl": None if name == "other" else kind.without_ttl,
+            "memory": round(kind.memory),
+        }
         for name, kind in kinds.items()
     }
 

@@ -28,7 +28,8 @@ export JOBSTACK_RUN_DIR
 exec "$python" -c '
 import os, sys
 sys.path.insert(0, os.getcwd())
-from scripts.helper import load_environment
+from scripts.helper import load_environment, settings_or_exit
 load_environment()
-os.environ["PYTHONPATH"] = os.getcwd()
-os.execv(sys.executable, [sys.executable, "-m", "worker"])'
+environment = {**os.environ, "PYTHONPATH": os.getcwd()}
+settings_or_exit()  # what is missing or wrong, such as a queue, is one sentence and exit code 2
+os.execve(sys.executable, [sys.executable, "-m", "worker"], environment)'

@@ -138,3 +138,11 @@ def test_a_worker_is_started_by_hand(jobs: Jobs, tmp_path: Path) -> None:
         assert process.wait(30) == 0
     finally:
         process.kill()
+
+
+def test_a_queue_that_is_none_is_one_sentence(environment: Redis) -> None:
+    command = ["scripts/start_celery_worker.sh", "defualt"]
+    done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 2
+    assert "WORKER_QUEUES may name default, high_priority, low_priority, maintenance" in done.stderr
+    assert "Traceback" not in done.stderr
