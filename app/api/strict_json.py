@@ -83,22 +83,27 @@ def loads(body: bytes) -> Any:
     except RecursionError:
         _refuse_depth()
     # Only escapes can bring in bad characters: raw ones are no valid JSON or no valid UTF-8.
-    if "\\u" in text or text.count("[") + text.count("{") > _MOST_LEVELS:
-        _check(value)
+    if "\\u" in text:
+        _check(value, (dict, list, str))
+    elif text.count("[") + text.count("{") > _MOST_LEVELS:
+        _check(value, (dict, list))
     return value
 
 
-def _check(value: Any) -> None:
-    level, depth = [value], 1
+def _check(value: Any, kinds: tuple[type, ...]) -> None:
+    """Depth, and the characters of strings if those are among the kinds of values to look at."""
+    level: list[Any] = [value] if isinstance(value, kinds) else []
+    depth = 1
     while level:
         below: list[Any] = []
         for item in level:
             if isinstance(item, str):
                 _check_text(item)
-            elif isinstance(item, dict | list):
+            else:
                 if depth > _MOST_LEVELS:
                     _refuse_depth()
-                below += [*item, *item.values()] if isinstance(item, dict) else item
+                inside = [*item, *item.values()] if isinstance(item, dict) else item
+                below += [each for each in inside if isinstance(each, kinds)]
         level, depth = below, depth + 1
 
 

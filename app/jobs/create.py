@@ -8,7 +8,7 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, islice, takewhile
 from typing import Any, NamedTuple, cast
 from uuid import UUID
@@ -16,6 +16,7 @@ from uuid import UUID
 import psycopg
 from psycopg.rows import DictRow
 from psycopg_pool import AsyncConnectionPool
+from pydantic_core import from_json
 from uuid_utils.compat import uuid7
 
 from app.database import CONNECTION_LOST
@@ -26,6 +27,10 @@ from app.jobs.requests import JobRequest, NewJob
 from app.queues import QUEUE_OF_PRIORITY
 
 Connection = psycopg.AsyncConnection[DictRow]
+# What every new job has.
+_NEW: DictRow = {"status": "queued", "attempt": 0} | dict.fromkeys(
+    ("result", "error", "progress", "started_at", "heartbeat_at", "finished_at", "worker")
+)
 
 # While one group waits for its commit the next one gathers; with a second lane the disk is never waited for idly.
 LANES = 2
@@ -196,25 +201,28 @@ class Creator:
 
     async def _insert(self, connection: Connection, jobs: Sequence[NewJob]) -> list[Created | Exception]:
         """One statement, and a second one only where a key was there before."""
+        hashes = (job.request_hash and f"\\x{job.request_hash.hex()}" for job in jobs)
         params = {
-            "ids": [job.id for job in jobs],
-            "kinds": [job.kind for job in jobs],
-            "priorities": [job.priority for job in jobs],
-            "queues": [job.queue for job in jobs],
-            "payloads": [job.payload for job in jobs],
-            "max_attempts": [job.max_attempts for job in jobs],
-            "run_ats": [job.run_at for job in jobs],
-            "idempotency_keys": [job.idempotency_key for job in jobs],
-            "request_hashes": [job.request_hash for job in jobs],
-            "api_keys": [job.api_key for job in jobs],
-            "request_ids": [job.request_id for job in jobs],
-            "short": [job.short for job in jobs],
-            "file_jobs": [job.id for job in jobs for _ in job.file_ids],
-            "file_ids": [file_id for job in jobs for file_id in job.file_ids],
+            "ids": array(job.id for job in jobs),
+            "kinds": array(job.kind for job in jobs),
+            "priorities": array(job.priority for job in jobs),
+            "queues": array(job.queue for job in jobs),
+            "payloads": array(job.payload for job in jobs),
+            "max_attempts": array(job.max_attempts for job in jobs),
+            "run_ats": array(job.run_at for job in jobs),
+            "idempotency_keys": array(job.idempotency_key for job in jobs),
+            "request_hashes": array(hashes),
+            "api_keys": array(job.api_key for job in jobs),
+            "request_ids": array(job.request_id for job in jobs),
+            "short": array(job.short for job in jobs),
+            "file_jobs": array(job.id for job in jobs for _ in job.file_ids),
+            "file_ids": array(file_id for job in jobs for file_id in job.file_ids),
             "open_queues": self._publisher.open_queues(len(jobs)),
         }
-        made = await (await connection.execute(statements.CREATE, params)).fetchall()
-        by_id: dict[UUID, Created | Exception] = {row["id"]: Created(row, new=True) for row in made}
+        made = {row["id"]: row for row in await (await connection.execute(statements.CREATE, params)).fetchall()}
+        by_id: dict[UUID, Created | Exception] = {
+            job.id: Created(_row(job, made[job.id]), new=True) for job in jobs if job.id in made
+        }
         repeated = [job for job in jobs if job.id not in by_id]
         if repeated:
             keys = {
@@ -230,6 +238,35 @@ class Creator:
             else:
                 by_id |= {job.id: _winner(job, winners.get((job.api_key, job.idempotency_key))) for job in repeated}
         return [by_id[job.id] for job in jobs]
+
+
+def array(values: Iterable[object]) -> str:
+    """A list as PostgreSQL reads it. The driver quotes item by item and character by character: 20 ms for a batch, and
+    a second for a megabyte, in which the event loop answers nobody."""
+    return f"{{{','.join(map(_item, values))}}}"
+
+
+def _item(value: object) -> str:
+    if value is None:
+        return "NULL"
+    text = str(value).replace("\\", r"\\").replace('"', r"\"")
+    return f'"{text}"'
+
+
+def _row(job: NewJob, made: DictRow) -> DictRow:
+    """A new job's row, as `GET` would read it."""
+    return {
+        **_NEW,
+        "id": job.id,
+        "kind": job.kind,
+        "priority": job.priority,
+        "queue": job.queue,
+        "payload": from_json(job.payload),
+        "max_attempts": job.max_attempts,
+        "request_id": job.request_id,
+        "short": job.short,
+        **made,
+    }
 
 
 def _winner(job: NewJob, row: Any) -> Created | Exception:

@@ -21,12 +21,12 @@ SHORT_DUE = "d.status = 'queued' AND d.short AND d.run_at <= now()"
 # One statement for one job or a thousand, of one client or of many. `published_at` is set where the caller may publish
 # at once: the job is due,
 # its queue is among `open_queues`, and no older row waits outside the window (then only dispatch publishes, in turn).
-# `%()b`: as text, a list's items are quoted character by character, a second for a megabyte, in the API's event loop.
+# The lists come as text: see `create.array`. Only what the caller can't know is returned.
 # Rows are inserted in the order of their keys: two batches with the same keys would otherwise deadlock.
 CREATE = f"""
 WITH wanted AS (
     SELECT * FROM unnest(
-        %(ids)s::uuid[], %(kinds)s::text[], %(priorities)s::text[], %(queues)s::text[], %(payloads)b::text[],
+        %(ids)s::uuid[], %(kinds)s::text[], %(priorities)s::text[], %(queues)s::text[], %(payloads)s::text[],
         %(max_attempts)s::int[], %(run_ats)s::timestamptz[], %(idempotency_keys)s::text[], %(request_hashes)s::bytea[],
         %(api_keys)s::text[], %(request_ids)s::text[], %(short)s::boolean[]
     ) AS w (id, kind, priority, queue, payload, max_attempts, run_at, idempotency_key, request_hash, api_key,
@@ -45,7 +45,7 @@ WITH wanted AS (
            request_id, api_key, idempotency_key, request_hash
     FROM wanted ORDER BY api_key, idempotency_key
     ON CONFLICT (api_key, idempotency_key) WHERE idempotency_key IS NOT NULL DO NOTHING
-    RETURNING {SHOWN}, published_at, short
+    RETURNING id, created_at, run_at, published_at
 ), linked AS (
     INSERT INTO job_files (job_id, file_id)
     SELECT f.job_id, f.file_id FROM unnest(%(file_jobs)s::uuid[], %(file_ids)s::uuid[]) AS f (job_id, file_id)

@@ -115,6 +115,19 @@ def test_attempts_at_the_bounds(api: httpx.Client, attempts: int) -> None:
     assert job["max_attempts"] == attempts
 
 
+@pytest.mark.parametrize("text", ['"', "\\", '\\"', "{}", "a,b", "NULL", "%s %(id)s", "ü\n\t'"])
+def test_odd_characters_arrive_as_they_are(api: httpx.Client, db: Db, text: str) -> None:
+    payload = {"url": "http://a.test", "body": {text: [text]}}
+    item = {"kind": "webhook", "payload": payload, "idempotency_key": text.encode("ascii", "ignore").decode().strip()}
+    [made] = created(api.post("/api/jobs/batch", json={"jobs": [item]}))["jobs"]
+    assert made["payload"]["body"] == payload["body"]
+    assert api.get(f"/api/jobs/{made['id']}").json() == made
+    [row] = db.execute("SELECT idempotency_key FROM jobs")
+    assert row["idempotency_key"] == item["idempotency_key"]
+    [again] = created(api.post("/api/jobs/batch", json={"jobs": [item]}))["jobs"]
+    assert again == made
+
+
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
