@@ -110,7 +110,7 @@ lint: dev ## ruff, mypy, hadolint, shellcheck, and whether the migrations make t
 	@# There is no shellcheck for Linux/ARM on PyPI.
 	@if test -x $(BIN)/shellcheck; then echo $(BIN)/shellcheck $(SHELL_SCRIPTS); $(BIN)/shellcheck $(SHELL_SCRIPTS); fi
 	$(STACK) scratch sh -c 'python -m app.migrate && python -m app.migrate --check'
-SHELL_SCRIPTS = $(wildcard requirements/*.sh scripts/*.sh)
+SHELL_SCRIPTS = $(wildcard requirements/*.sh scripts/*.sh ansible/*.sh)
 
 .PHONY: native-test
 native-test: dev ## this very `make up`, without containers, in a copy: start, restart, kill, stop (3 minutes)

@@ -18,3 +18,6 @@ done
 
 # Only a program is taken from it: see redis-server.in.
 compile redis-server.in --no-deps --output-file redis-server.txt "$@"
+
+# Of no process: for whoever runs the playbooks.
+compile ansible.in --output-file ansible.txt "$@"

@@ -26,6 +26,8 @@ from worker.maintenance import cleanup_celery_results
 
 # MEMORY USAGE of every key would take minutes where there are a million: so many of each kind stand for all.
 SAMPLE = 200
+# Takes seconds: worth a word before the silence.
+MANY = 100_000
 
 
 @dataclass
@@ -45,6 +47,8 @@ def main(as_json: AsJson = False, dry_run: DryRun = False, yes: Yes = False) -> 
     """Exits 0: it is clean now. 1 with --dry-run: there is something to do."""
     script = Script(as_json)
     broker = Broker(script.redis, script.celery, results=script.results)
+    if (keys := broker.client.dbsize()) > MANY:
+        script.say(f"Looks through {keys:,} keys; Redis serves everybody else meanwhile.")
     kinds, immortal = survey(broker)
     dead = of_the_dead(script, broker)
     show(script, kinds)

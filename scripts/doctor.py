@@ -370,7 +370,7 @@ class Doctor:
                 "unacked", "warning", text, "cleanup_redis_manual.py; stop_retries.py --all-retries --dry-run"
             )
         else:
-            yield Finding("unacked", "ok", f"{count(len(held), 'message')} with workers")
+            yield Finding("unacked", "ok", f"{count(len(held), 'message')} of tasks that are no jobs with workers")
 
     def beat(self) -> Iterator[Finding]:
         if self.settings.jobs_execution == "inline":

@@ -26,7 +26,7 @@ def test_an_image_has_the_versions_that_the_tests_ran_with(image: str) -> None:
     assert shipped <= tested
 
 
-@pytest.mark.parametrize("lock", [*IMAGES, "dev"])
+@pytest.mark.parametrize("lock", [*IMAGES, "dev", "ansible"])
 def test_every_pin_has_hashes_and_no_source_of_its_own(lock: str) -> None:
     text = (LOCKS / f"{lock}.txt").read_text()
     for block in re.split(r"\n(?=\S)", text):
