@@ -128,6 +128,10 @@ promises: dev ## break each promise by one line, in a copy, and see its test fai
 chaos: dev ## break the compose stack in every way and count what is lost: SCENARIO=name,name | ci | soak (docs/chaos.md)
 	@$(BIN)/python -m pytest tests/chaos -v $(ARGS)
 
+.PHONY: runbooks
+runbooks: dev ## do what docs/runbooks/ says, on a stack in that state (needs Docker): ARGS="-k disk-full" for one
+	@$(BIN)/python -m pytest tests/runbooks $(ARGS)
+
 .PHONY: bench
 bench: dev ## jobs and requests a second, beside plain Celery, on servers of its own (ARGS="--rounds 1" for a quick look)
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -48,7 +48,7 @@ class Stack:
             self._command += ["--file", str(root / file)]
         # Not the caller's whole environment: a variable there beats the file.
         passed = re.compile("PATH|HOME|DOCKER_.*|BUILDKIT_.*|SSL_.*|XDG_.*")
-        self._environment = {name: value for name, value in os.environ.items() if passed.fullmatch(name)}
+        self.environment = {name: value for name, value in os.environ.items() if passed.fullmatch(name)}
         self.http = httpx.Client(base_url=f"http://127.0.0.1:{self.api_port}", timeout=10)
 
     def compose(self, *arguments: str, seconds: float = 300) -> str:
@@ -56,7 +56,7 @@ class Stack:
         done = subprocess.run(
             [*self._command, *arguments],
             check=False,
-            env=self._environment,
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
@@ -68,7 +68,7 @@ class Stack:
     def watch(self) -> "subprocess.Popen[bytes]":
         return subprocess.Popen(
             [*self._command, "watch", "--no-up"],
-            env=self._environment,
+            env=self.environment,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
