@@ -1,4 +1,4 @@
-"""The runbooks need Docker to be tried; that none is forgotten, and that a page which is wrong would be noticed, does not."""
+"""The runbooks need Docker to be tried; that none is forgotten, and that a wrong page would be noticed, does not."""
 
 import re
 
