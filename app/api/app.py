@@ -11,6 +11,7 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
 from app.api import errors, files, jobs, operations
+from app.api.counts import QueueCounts
 from app.api.middleware import RequestMiddleware
 from app.database import Params, open_pool
 from app.files.store import FileStore
@@ -56,6 +57,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 return await (await connection.execute(statement, params, prepare=prepare)).fetchall()
 
         state.query = query
+        state.counts = QueueCounts(query)
         # Not waited for: an API that starts before its database answers 503 and heals by itself.
         await pool.open(wait=False)
         publishing = asyncio.create_task(state.publisher.run())

@@ -14,7 +14,6 @@ from app.api.auth import key_name
 from app.api.errors import Problem, responses
 from app.api.within import within
 from app.database import CONNECTION_LOST, SCHEMA_REVISION
-from app.jobs import statements
 from app.jobs.kinds import offered_kinds
 from app.jobs.messages import REDIS_ERRORS
 from app.queues import ALL_QUEUES, MAINTENANCE, Priority
@@ -89,9 +88,7 @@ async def queues(request: Request) -> Queues:
 
 async def _queues(state: Any) -> list[QueueInfo]:
     settings: Settings = state.settings
-    rows, lengths = await asyncio.gather(
-        within(state.query(statements.QUEUE_COUNTS, {"queues": list(ALL_QUEUES)})), _lengths(state.redis)
-    )
+    rows, lengths = await asyncio.gather(state.counts.now(), _lengths(state.redis))
     return [
         QueueInfo(
             **row,

@@ -360,14 +360,16 @@ def list_jobs(filters: list[str], *, after_cursor: bool) -> str:
     return f"SELECT {SHOWN} FROM jobs {where} ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
 
 
-# Each count reads one partial index, which holds only rows in that state.
+# Each count reads one partial index, which holds only rows in that state, and of each sort of waiting rows no more than
+# `most` (null: all of them): where they come to less, `queued` is exact.
 QUEUE_COUNTS = f"""
 SELECT q.queue AS name,
-    (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NULL
-        AND NOT j.short)
-  + (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NOT NULL
-        AND NOT j.short)
-  + (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.short)
+    (SELECT count(*) FROM (SELECT FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued'
+        AND j.published_at IS NULL AND NOT j.short LIMIT %(most)s) AS waiting)
+  + (SELECT count(*) FROM (SELECT FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued'
+        AND j.published_at IS NOT NULL LIMIT %(most)s) AS published)
+  + (SELECT count(*) FROM (SELECT FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued'
+        AND j.short LIMIT %(most)s) AS short)
     AS queued,
     (SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'running') AS running,
     EXTRACT(EPOCH FROM now() - LEAST(

@@ -13,6 +13,7 @@ import pytest
 from psycopg.rows import DictRow
 from pydantic import SecretStr
 
+from app.api import counts
 from app.jobs.kinds import all_kinds
 from app.queues import ALL_QUEUES
 from tests.integration.api.conftest import NOOP, created, problem
@@ -59,6 +60,18 @@ def test_queues_tell_how_much_waits_where(serve: Serve, insert_job: Insert, redi
     assert queues["default"] == {**empty, "running": 1}
     assert queues["high_priority"] == empty
     assert queues["maintenance"] == {**empty, "window": None}
+
+
+def test_queues_count_all_that_waits(serve: Serve, insert_job: Insert, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whether it travels in groups, waits for dispatch, or has a message: each of them is in another index."""
+    monkeypatch.setattr(counts, "EXACT_UP_TO", 5)
+    api = serve()
+    for _ in range(2):
+        insert_job()
+        insert_job(short=True)
+        insert_job(published_at=datetime.now(UTC))
+    seen = {queue["name"]: queue["queued"] for queue in api.get("/api/queues").json()["queues"]}
+    assert seen == {**dict.fromkeys(ALL_QUEUES, 0), "default": 6}
 
 
 def test_metrics(api: httpx.Client, insert_job: Insert, redis: Redis) -> None:

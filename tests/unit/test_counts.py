@@ -1,0 +1,95 @@
+"""Who shares a look at the queues with whom."""
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any
+
+import pytest
+
+from app.api import counts
+from app.api.counts import EXACT_UP_TO, QueueCounts
+
+
+class Table:
+    """Stands for PostgreSQL: answers when it is told to, with what is in it when it is asked."""
+
+    def __init__(self) -> None:
+        self.queued = 0
+        self.asked: list[dict[str, Any]] = []
+        self.answers = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def query(self, statement: str, params: dict[str, Any], *, prepare: bool) -> list[dict[str, Any]]:
+        self.asked.append(params)
+        found = min(self.queued, params["most"] or self.queued)
+        await self.answers.wait()
+        if self.error:
+            raise self.error
+        return [{"name": name, "queued": found} for name in params["queues"]]
+
+
+async def settle() -> None:
+    for _ in range(10):
+        await asyncio.sleep(0)
+
+
+def run(test: Coroutine[Any, Any, None]) -> None:
+    asyncio.run(asyncio.wait_for(test, 10))
+
+
+def test_callers_share_a_look_that_began_after_they_came() -> None:
+    async def test() -> None:
+        table = Table()
+        looks = QueueCounts(table.query)
+        first = asyncio.create_task(looks.now())
+        await settle()
+        table.queued = 1
+        others = [asyncio.create_task(looks.now()) for _ in range(100)]
+        await settle()
+        assert len(table.asked) == 1
+        others[0].cancel()
+        table.answers.set()
+        assert (await first)[0]["queued"] == 0
+        for other in others[1:]:
+            assert (await other)[0]["queued"] == 1
+        assert len(table.asked) == 2
+        table.queued = 2
+        assert (await looks.now())[0]["queued"] == 2
+
+    run(test())
+
+
+def test_a_failed_look_fails_for_all_and_the_next_asks_again() -> None:
+    async def test() -> None:
+        table = Table()
+        looks = QueueCounts(table.query)
+        table.error = ConnectionError()
+        table.answers.set()
+        failed = await asyncio.gather(*(looks.now() for _ in range(5)), return_exceptions=True)
+        assert failed == [table.error] * 5
+        assert len(table.asked) == 2  # the first one's, and that of all who came then
+        table.error = None
+        assert (await looks.now())[0]["queued"] == 0
+
+    run(test())
+
+
+def test_many_are_counted_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        table = Table()
+        table.answers.set()
+        looks = QueueCounts(table.query)
+        for queued, seen in (
+            (EXACT_UP_TO, EXACT_UP_TO),
+            (EXACT_UP_TO + 1, EXACT_UP_TO + 1),
+            (EXACT_UP_TO + 50, EXACT_UP_TO + 1),
+            (EXACT_UP_TO - 1, EXACT_UP_TO - 1),
+        ):
+            table.queued = queued
+            assert {row["queued"] for row in await looks.now()} == {seen}
+        assert [asked["most"] for asked in table.asked].count(None) == 1
+        monkeypatch.setattr(counts, "FRESH_SECONDS", 0)
+        table.queued = EXACT_UP_TO + 60
+        assert {row["queued"] for row in await looks.now()} == {EXACT_UP_TO + 60}
+
+    run(test())
