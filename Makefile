@@ -133,7 +133,7 @@ runbooks: dev ## do what docs/runbooks/ says, on a stack in that state (needs Do
 	@$(BIN)/python -m pytest tests/runbooks $(ARGS)
 
 .PHONY: bench
-bench: dev ## jobs and requests a second, beside plain Celery, on servers of its own (ARGS="--rounds 1" for a quick look)
+bench: dev ## beside plain Celery and a hand-written template: ARGS="--rounds 1 --only drain,posts" | --large | --idle (docs/benchmarks.md)
 	@$(BIN)/python -m benchmarks $(ARGS)
 
 ##@ Dependencies

@@ -1,219 +1,125 @@
-"""`make bench`: this stack and plain Celery in turn, on servers of their own, and a table of medians."""
+"""`make bench`: this stack and its peers in turn, on servers of their own; a table, a picture, figures as JSON."""
 
-import json
 import os
-import statistics
+import signal
 import subprocess
 import sys
-import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 os.environ["JOBSTACK_TESTS"] = "embedded"
 
-import httpx
-import psycopg
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from scripts.stack import servers
-from tests.processes import ROOT, Process, running
-from tests.servers import folder, free_port, redis_server
-from tests.waiting import until
+from benchmarks import idle, large, noise, report, tools
+from benchmarks.contenders import Contender, Jobstack, Peer
+from benchmarks.drain import drain
+from benchmarks.latency import latency
+from benchmarks.requests import batches, posts
+from benchmarks.servers import Bench
+from scripts.stack import Problem
+from tests.processes import ROOT
 
-CONNECTIONS = 16
-console = Console()
-
-
-class Bench:
-    """The servers of a run, and what was measured on them."""
-
-    def __init__(self, stack: ExitStack, jobs: int) -> None:
-        self.jobs = jobs
-        self.folder = folder()
-        self.redis = stack.enter_context(redis_server())
-        # With fsync, as in production: a commit that does not wait for the disk is another product.
-        self.database_url = stack.enter_context(servers.temporary_postgres(fsync=True))
-        os.environ.update(
-            DATABASE_URL=self.database_url,
-            REDIS_URL=self.redis.url,
-            STORAGE_URL=f"file://{self.folder}/files",
-            LOG_FORMAT="json",
-            JOBSTACK_RUN_DIR=str(self.folder),
-        )
-        subprocess.run([sys.executable, "-m", "app.migrate"], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-        self.db = stack.enter_context(psycopg.connect(self.database_url, autocommit=True))
-        self.results: dict[str, list[float]] = defaultdict(list)
-
-    def reset(self) -> None:
-        self.db.execute("TRUNCATE jobs, job_steps, job_attempts, job_files, files")
-        self.db.execute("CHECKPOINT")
-        self.redis.client.flushall()
-
-    def note(self, name: str, value: float) -> None:
-        self.results[name].append(value)
-        console.print(f"  {name}: {value:,.1f}")
-
-    # --- ours ---
-
-    @contextmanager
-    def workers(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            start = {"worker": {}, "worker-maintenance": {"WORKER_QUEUES": "maintenance"}, "beat": {}}
-            for name, env in start.items():
-                stack.enter_context(running(name.partition("-")[0], self.folder, alive=name, **env))
-            yield
-
-    def drain(self) -> None:
-        """Ordinary no-op jobs from rows to finished rows: dispatch, claim, run, finish."""
-        self.reset()
-        self.db.execute(
-            """INSERT INTO jobs (id, kind, priority, queue, payload, max_attempts)
-               SELECT gen_random_uuid(), 'flaky', 'default', 'default', '{"failures": 0}', 4
-               FROM generate_series(1, %s)""",
-            [self.jobs],
-        )
-        with self.workers():
-            until(lambda: not self._left(), "all jobs are over", seconds=300)
-        (rate,) = self._row(
-            """SELECT count(*) FILTER (WHERE share BETWEEN 0.05 AND 0.95) / EXTRACT(EPOCH FROM
-                   max(finished_at) FILTER (WHERE share <= 0.95) - min(finished_at) FILTER (WHERE share >= 0.05))
-               FROM (SELECT finished_at, percent_rank() OVER (ORDER BY finished_at) AS share
-                     FROM jobs WHERE status = 'succeeded') AS finished"""
-        )
-        self.note("drain: jobstack, jobs/s", float(rate))
-
-    def _left(self) -> int:
-        (left,) = self._row("SELECT count(*) FROM jobs WHERE status IN ('queued', 'running')")
-        time.sleep(0.2)
-        return int(left)
-
-    def _row(self, query: str) -> Any:
-        return self.db.execute(query).fetchone()  # type: ignore[arg-type]
-
-    def posts(self) -> None:
-        """POST /api/jobs, one API process, nobody working on the jobs."""
-        self.reset()
-        with self.api() as address:
-            body = json.dumps({"kind": "flaky", "payload": {"failures": 0}})
-            command = [sys.executable, "-m", "benchmarks.load", f"{address}/api/jobs", body, str(CONNECTIONS), "5"]
-            found = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout)
-        self.note("POST /api/jobs: per second", found["per_second"])
-        self.note("POST /api/jobs: p99 ms", found["p99"])
-
-    def latency(self) -> None:
-        """Created to started, workers idle."""
-        self.reset()
-        with self.workers(), self.api() as address, httpx.Client(base_url=address) as client:
-            for _ in range(200):
-                client.post("/api/jobs", json={"kind": "flaky", "payload": {"failures": 0}}).raise_for_status()
-                time.sleep(0.02)
-            until(lambda: not self._left(), "all jobs are over")
-        waits = sorted(
-            float(wait) * 1000
-            for (wait,) in self.db.execute("SELECT EXTRACT(EPOCH FROM started_at - created_at) FROM jobs")
-        )
-        self.note("created to started: jobstack, p50 ms", waits[len(waits) // 2])
-        self.note("created to started: jobstack, p99 ms", waits[int(len(waits) * 0.99)])
-
-    @contextmanager
-    def api(self) -> Iterator[str]:
-        port = free_port()
-        with running("app.api", self.folder, PORT=port, LOG_LEVEL="WARNING") as process:
-            address = f"http://127.0.0.1:{port}"
-            until(lambda: _answers(address), f"the API is up: {process.log}")
-            yield address
-
-    # --- plain Celery ---
-
-    @contextmanager
-    def plain_worker(self) -> Iterator[Any]:
-        from benchmarks import plain
-
-        options = ["--queues=plain", "--concurrency=2", "--pool=prefork", "--without-gossip", "--without-mingle"]
-        command = [sys.executable, "-m", "celery", "--quiet", "-A", "benchmarks.plain", "worker", *options]
-        worker = Process(command, self.folder)
-        try:
-            yield plain
-        finally:
-            worker.kill()
-
-    def plain_drain(self) -> None:
-        self.reset()
-        from benchmarks import plain
-
-        plain.noop.delay()
-        [message] = self.redis.client.lrange("plain", 0, -1)  # type: ignore[misc, union-attr]
-        # The worker keeps messages apart by their ids and tags.
-        uuid = json.loads(message)["headers"]["id"].encode()
-        tag = json.loads(message)["properties"]["delivery_tag"].encode()
-        copies = [
-            message.replace(uuid, b"%032x" % number).replace(tag, b"%x" % number) for number in range(1, self.jobs + 1)
-        ]
-        self.redis.client.delete("plain")
-        self.redis.client.lpush("plain", *copies)
-        marks: list[float] = []
-        with self.plain_worker():
-            for share in (0.95, 0.05):
-                until(lambda share=share: self._plain_left() <= self.jobs * share, "plain drains", seconds=300)
-                marks.append(time.perf_counter())
-        self.note("drain: plain Celery, tasks/s", self.jobs * 0.9 / (marks[1] - marks[0]))
-
-    def _plain_left(self) -> int:
-        return int(self.redis.client.llen("plain"))  # type: ignore[arg-type]
-
-    def plain_latency(self) -> None:
-        self.reset()
-        with self.plain_worker() as plain:
-            plain.stamp.delay(time.time())
-            until(lambda: self.redis.client.llen("plain:waits"), "plain Celery is up")
-            self.redis.client.delete("plain:waits")
-            for _ in range(200):
-                plain.stamp.delay(time.time())
-                time.sleep(0.02)
-            until(lambda: self.redis.client.llen("plain:waits") == 200, "plain Celery is done")
-            waits = sorted(float(wait) * 1000 for wait in self.redis.client.lrange("plain:waits", 0, -1))  # type: ignore[union-attr]
-        self.note("sent to started: plain Celery, p50 ms", waits[100])
-        self.note("sent to started: plain Celery, p99 ms", waits[198])
-
-
-def _answers(address: str) -> bool:
-    try:
-        return httpx.get(f"{address}/health/ready", timeout=2).status_code == 200
-    except httpx.TransportError:
-        return False
+# In a file or a pipe the table has the room that it takes.
+console = Console(width=None if sys.stdout.isatty() else 150)
+# As `WORKER_MAX_TASKS_PER_CHILD` is by default, and practically never.
+REPLACED, KEPT = 50, 1_000_000
+Measure = Callable[[Any], tuple[dict[str, float], dict[str, float]]]
 
 
 def main(
-    rounds: Annotated[int, typer.Option(help="How often each is measured; they take turns.")] = 5,
-    jobs: Annotated[int, typer.Option(help="Jobs a drain.")] = 5000,
-    output: Annotated[Path, typer.Option(help="Where the figures go.")] = ROOT / ".run" / "bench.json",
+    rounds: Annotated[int, typer.Option(help="How often each is measured; contenders take turns.", min=1)] = 5,
+    only: Annotated[str, typer.Option(help="Some of: drain,drain-kept,posts,batches,latency.")] = "",
+    jobs: Annotated[int, typer.Option(help="Jobs in a drain.", min=100)] = 3000,
+    short_jobs: Annotated[int, typer.Option(help="The same, for whoever is ten times as fast.", min=100)] = 20_000,
+    peers: Annotated[str, typer.Option(help=f"Further ones, on drains: {','.join(tools.FURTHER)}.")] = "",
+    plot: Annotated[bool, typer.Option(help="Draw a picture (fetches matplotlib the first time).")] = True,
+    million: Annotated[bool, typer.Option("--large", help="A million jobs queued, and finished, instead.")] = False,
+    nothing: Annotated[bool, typer.Option("--idle", help="What doing nothing costs, instead.")] = False,
+    folder: Annotated[Path, typer.Option(help="Where the figures go.")] = ROOT / ".run" / "bench",
 ) -> None:
-    """Measures this stack and plain Celery in turn and prints medians, spreads and the ratio of each pair."""
+    """Measures this stack, plain Celery and the hand-written template in turn and prints medians and ratios."""
+    further = [name for name in peers.split(",") if name]
+    if unknown := set(further) - set(tools.FURTHER):
+        raise typer.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="--peers")
+    try:
+        tools.ensure()
+    except Problem as problem:
+        console.print(problem)
+        raise typer.Exit(2) from None
+    # So that the servers end with a run that is stopped.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
+    measurements: list[report.Measurement] = []
     with ExitStack() as stack:
-        bench = Bench(stack, jobs)
+        bench = Bench(stack)
+        now = datetime.now(UTC)
+        about = {
+            "date": now.isoformat(timespec="seconds"),
+            "rounds": rounds,
+            "machine": noise.machine(bench.db, bench.redis.client.info("server")["redis_version"]),  # type: ignore[index]
+        }
+        if nothing:
+            plan = idle.plan(bench)
+        elif million:
+            plan = large.plan(bench)
+        else:
+            plan = _plan(bench, jobs, short_jobs, further)
+            if unknown := set(filter(None, only.split(","))) - set(plan):
+                raise typer.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="--only")
+            plan = {name: entry for name, entry in plan.items() if not only or name in only.split(",")}
+        path = folder / f"{now:%Y%m%d-%H%M%S}.json"
         for number in range(rounds):
             console.print(f"round {number + 1} of {rounds}")
-            for measure in (bench.plain_drain, bench.drain, bench.posts, bench.plain_latency, bench.latency):
-                measure()
-        results = dict(bench.results)
-    results["drain: jobstack / plain Celery"] = [
-        ours / theirs
-        for ours, theirs in zip(
-            results["drain: jobstack, jobs/s"], results["drain: plain Celery, tasks/s"], strict=True
-        )
-    ]
-    table = Table("", "median", "min", "max")
-    for name, values in results.items():
-        table.add_row(name, *(f"{value:,.2f}" for value in (statistics.median(values), min(values), max(values))))
-    console.print(table)
-    output.parent.mkdir(exist_ok=True)
-    output.write_text(json.dumps(results, indent=2))
-    console.print(f"The figures are in {output}.")
+            for name, (measure, contenders) in plan.items():
+                # Nobody is always the first, who finds the machine cool, or always behind the same one.
+                turn = number % len(contenders)
+                for contender in contenders[turn:] + contenders[:turn]:
+                    figures, seen = measure(contender)
+                    measurements.append(report.Measurement(number, name, contender.name, figures, seen))
+                    console.print(
+                        f"  {name}: {contender.name}: {_shown(figures)}; {_shown(seen)}",
+                        highlight=False,
+                        soft_wrap=True,
+                    )
+            report.keep(path, about, measurements)
+    report.show(console, measurements)
+    console.print(f"The figures are in {path}", soft_wrap=True)
+    if plot:
+        picture = path.with_suffix(".png")
+        subprocess.run([str(tools.PYTHON), "-m", "benchmarks.plot", str(path), str(picture)], cwd=ROOT, check=True)
+        console.print(f"The picture is in {picture}", soft_wrap=True)
+
+
+def _plan(bench: Bench, jobs: int, short_jobs: int, further: list[str]) -> dict[str, tuple[Measure, list[Contender]]]:
+    """Each measure, and whom it is for."""
+    ours, short = Jobstack(bench), Jobstack(bench, short=True)
+    plain, template = Peer(bench, "plain"), Peer(bench, "template")
+    others = [Peer(bench, name) for name in further]
+
+    def drained(tasks_per_child: int) -> Measure:
+        def measure(contender: Contender) -> tuple[dict[str, float], dict[str, float]]:
+            fast = contender is short or contender.name in tools.FAST
+            return drain(bench, contender, short_jobs if fast else jobs, tasks_per_child=tasks_per_child)
+
+        return measure
+
+    return {
+        "drain": (drained(REPLACED), [plain, ours, template, short, *others]),
+        "drain-kept": (drained(KEPT), [plain, ours, template, short]),
+        "posts": (lambda contender: posts(bench, contender), [ours, template]),
+        "batches": (lambda contender: batches(bench, contender), [ours]),
+        "latency": (lambda contender: latency(bench, contender, 300), [plain, ours, template]),
+    }
+
+
+def _shown(figures: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name} {value:,.3g}" if value < 1000 else f"{name} {value:,.0f}" for name, value in figures.items()
+    )
 
 
 if __name__ == "__main__":

@@ -21,3 +21,5 @@ compile redis-server.in --no-deps --output-file redis-server.txt "$@"
 
 # Of no process: for whoever runs the playbooks.
 compile ansible.in --output-file ansible.txt "$@"
+# Apart from the others, which it must not hold back: see bench.in.
+compile bench.in --output-file bench.txt "$@"

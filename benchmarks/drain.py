@@ -1,0 +1,23 @@
+"""Jobs that wait, and workers that come: how many a second until the last is over."""
+
+from benchmarks.contenders import Contender, wait_until_over
+from benchmarks.noise import watched
+from benchmarks.servers import Bench
+
+
+def drain(
+    bench: Bench, contender: Contender, count: int, *, tasks_per_child: int
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Jobs a second between the 5th and the 95th of a hundred, so that starts and ends don't count; CPU of everything
+    on the machine that belongs to the contender, a job, which is less at the mercy of who else is on it; and the noise.
+    """
+    bench.reset()
+    contender.fill(count)
+    bench.db.execute("CHECKPOINT")
+    # The block inside ends before the workers do: what they took can't be asked for any more then.
+    with contender.working(WORKER_MAX_TASKS_PER_CHILD=tasks_per_child), watched() as noise:
+        wait_until_over(contender, count)
+    times = contender.finishes(count)
+    first, last = int(count * 0.05), int(count * 0.95)
+    rate = (last - first) / (times[last] - times[first])
+    return {"jobs/s": rate, "CPU ms/job": noise["cpu_seconds"] / count * 1000}, noise
