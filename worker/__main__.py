@@ -1,9 +1,12 @@
 """`python -m worker`: a Celery worker for the queues in WORKER_QUEUES. Same process, so SIGTERM reaches Celery."""
 
+from kombu.transport.redis import Transport
+
 from app.celery_app import celery_app
 from app.queues import MAINTENANCE
 from app.settings import get_settings
 from worker import tasks  # noqa: F401  registers the tasks
+from worker.channel import Channel
 from worker.health import process_name
 
 
@@ -17,6 +20,7 @@ def main() -> None:
     celery_app.conf.worker_pool = "worker.pool:TaskPool"
     celery_app.conf.worker_consumer = "worker.consumer:Consumer"
     celery_app.Task.Request = "worker.request:TaskRequest"
+    Transport.Channel = Channel
     celery_app.worker_main(
         [
             # Celery's banner is not JSON; what it says stands in the log.

@@ -32,6 +32,10 @@ END_SECONDS = 90.0
 # Events (Flower, heartbeats) go out from the event loop: a dead connection must not hold it for long.
 EVENTS_TIMEOUT_SECONDS = 2.0
 FAREWELL_SECONDS = 1.0
+# Events go out together. Celery sends them at every turn of its loop, with two jobs at a time two to a message: half of
+# what the parent does.
+FLUSH_SECONDS = 0.5
+MOST_EVENTS = 500
 REFUSED_SECONDS = 5.0
 
 
@@ -47,6 +51,7 @@ class Consumer(consumer.Consumer):
     _answered = 0.0  # when Redis last answered BRPOP, or we were too busy to ask
     _touch_at = 0.0
     _broken = False
+    _flushing = False  # events wait for their timer
     _signs = 0  # grows while we consume, and while Redis is away, which must never end a worker
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -92,6 +97,7 @@ class Consumer(consumer.Consumer):
         log.warning("redis_refuses" if refused else "redis_lost", error=str(exc))
         unacknowledged = [channel.qos for channel in self._channels()]
         for channel in self._channels():
+            channel.qos.forget_jobs()
             # There is a good-bye on each, one command after the other, and Redis may hear none of them: only messages
             # are given back, with little patience.
             channel._disconnect_pools()
@@ -106,11 +112,28 @@ class Consumer(consumer.Consumer):
             self._signs += 1
             time.sleep(REFUSED_SECONDS)
 
+    def on_send_event_buffered(self) -> None:  # type: ignore[override]
+        if not self._flushing:
+            self._flushing = True
+            self.timer.call_after(FLUSH_SECONDS, self._flush_events)
+
+    def _flush_events(self) -> None:
+        self._flushing = False
+        super()._flush_events()  # type: ignore[misc]
+
+    def stop(self) -> None:
+        with suppress(*self.connection_errors, *self.channel_errors):
+            self._flush_events()
+        super().stop()
+
     # --- messages ---
 
     def register_with_event_loop(self, hub: Any) -> None:
         """At the start, and again after each lost connection: a new channel, and no timers left."""
         super().register_with_event_loop(hub)
+        self._flushing = False
+        if self.event_dispatcher:
+            self.event_dispatcher.buffer_limit = MOST_EVENTS
         channel = self.task_consumer.channel
         brpop_read = channel.handlers["BRPOP"]
         within_prefetch, acknowledge, reject = channel.qos.can_consume, channel.qos.ack, channel.qos.reject

@@ -1,13 +1,15 @@
 """Who shares a look at the queues with whom."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Coroutine
 from typing import Any
 
 import pytest
 
 from app.api import counts
 from app.api.counts import EXACT_UP_TO, QueueCounts
+from app.api.errors import Problem
+from app.api.within import within
 
 
 class Table:
@@ -18,6 +20,11 @@ class Table:
         self.asked: list[dict[str, Any]] = []
         self.answers = asyncio.Event()
         self.error: Exception | None = None
+
+    def answer_once(self) -> None:
+        """Whoever waits now gets an answer, and nobody else."""
+        self.answers.set()
+        self.answers = asyncio.Event()
 
     async def query(self, statement: str, params: dict[str, Any], *, prepare: bool) -> list[dict[str, Any]]:
         self.asked.append(params)
@@ -55,6 +62,43 @@ def test_callers_share_a_look_that_began_after_they_came() -> None:
         assert len(table.asked) == 2
         table.queued = 2
         assert (await looks.now())[0]["queued"] == 2
+
+    run(test())
+
+
+def test_one_look_at_a_time() -> None:
+    async def test() -> None:
+        table = Table()
+        looks = QueueCounts(table.query)
+        callers = []
+        for number in range(1, 5):
+            callers.append(asyncio.create_task(looks.now()))
+            await settle()
+            callers.append(asyncio.create_task(looks.now()))
+            await settle()
+            assert len(table.asked) == number
+            table.answer_once()
+            await settle()
+        table.answers.set()
+        await asyncio.gather(*callers)
+
+    run(test())
+
+
+def test_who_gives_up_leaves_the_look_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def soon(work: Awaitable[Any]) -> Any:
+        return await within(work, seconds=0.4)
+
+    async def test() -> None:
+        monkeypatch.setattr(counts, "within", soon)
+        looks = QueueCounts(Table().query)
+        early = [asyncio.create_task(looks.now()) for _ in range(2)]
+        await asyncio.sleep(0.2)
+        late = asyncio.create_task(looks.now())
+        # Each is told after its own time, although the second and the late one wait for the same look.
+        for caller in (*early, late):
+            with pytest.raises(Problem, match="503"):
+                await caller
 
     run(test())
 

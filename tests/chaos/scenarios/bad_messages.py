@@ -64,7 +64,6 @@ def _malformed(chaos: Chaos) -> dict[str, str]:
 @scenario(1, 5, ci=True, rate=0)
 def malformed(chaos: Chaos) -> None:
     """Messages that nobody can read, and good ones behind them: those run, and the bad ones do not come back."""
-    held = chaos.redis.hlen("unacked")
     for name, message in _malformed(chaos).items():
         job = chaos.insert("flaky", {"failures": 0}, published_at="now")
         # Two of each: both workers get to read some.
@@ -75,18 +74,13 @@ def malformed(chaos: Chaos) -> None:
         except AssertionError:
             chaos.expect(False, f"behind {name!r} a job waits for more than 8 s")
     chaos.drained()
-    until(lambda: chaos.redis.hlen("unacked") <= held, "nobody holds a message", seconds=20)
 
 
 @scenario(2)
-def visibility_timeout(chaos: Chaos) -> None:
-    """The visibility timeout strikes while jobs run: their messages come again, the jobs do not."""
-    # As if an hour had passed: a timeout shorter than its jobs is refused by the settings.
-    held = chaos.redis.zrange("unacked_index", 0, -1)
-    chaos.redis.zadd("unacked_index", dict.fromkeys(held, 0), xx=True)
-    # A worker looks every 10 s.
-    until(lambda: not chaos.redis.zrangebyscore("unacked_index", 0, 0), "all came again", seconds=30)
-    chaos.killed = 0
+def redelivered(chaos: Chaos) -> None:
+    """The messages of running jobs come again: the jobs do not."""
+    rows = chaos.sql("SELECT id, kind, queue FROM jobs WHERE status = 'running'")
+    chaos.push([messages.Address(**row) for row in rows], copies=3)
 
 
 @scenario(1, bound=20, rate=0)

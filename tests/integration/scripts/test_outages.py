@@ -143,10 +143,20 @@ def test_help_needs_no_setting(script: Script) -> None:
     each(check)
 
 
-def test_an_unknown_option(script: Script) -> None:
-    ran = script("doctor", "--no-such-option", text=True)
-    assert ran.code == 2
-    assert "No such option" in ran.err
+@pytest.mark.parametrize(
+    ("name", "arguments", "says"),
+    [
+        ("doctor", ["--no-such-option"], "No such option: --no-such-option."),
+        ("task_manager", [], "Missing command."),
+        ("task_manager", ["statu", "x"], "No such command 'statu'."),
+        ("stop_retries", ["--check"], "Option '--check' requires an argument."),
+        ("rename_project", [], "Missing argument 'NEW_NAME'."),
+    ],
+)
+def test_what_cannot_be_called_is_one_sentence(script: Script, name: str, arguments: list[str], says: str) -> None:
+    ran = script(name, *arguments, text=True)
+    assert (ran.code, ran.err.count("\n")) == (2, 1)
+    assert ran.err.startswith(says)
 
 
 def test_a_name_server_that_is_silent() -> None:
