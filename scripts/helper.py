@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
-import click
 import psycopg
 import typer
 from dotenv import dotenv_values
@@ -25,6 +24,7 @@ from redis import Redis, RedisError
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
+from typer.exceptions import TyperException
 
 from app import logs
 from app.database import CONNECTION_LOST, Database, Params
@@ -69,10 +69,9 @@ def run(main: Callable[..., Any] | typer.Typer) -> NoReturn:
         app.command()(main)
     try:
         code = app(standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        code = COULD_NOT
-    except (click.Abort, KeyboardInterrupt):
+    except TyperException as error:
+        stop(f"{sentence(error.format_message())} --help says what there is.")
+    except (typer.Abort, EOFError, KeyboardInterrupt):
         print("\nInterrupted: nothing more is changed.", file=sys.stderr)
         code = COULD_NOT
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
@@ -102,7 +101,7 @@ def stop(message: str, **facts: Any) -> NoReturn:
     raise SystemExit(COULD_NOT)
 
 
-def sentence(error: BaseException) -> str:
+def sentence(error: BaseException | str) -> str:
     """What an error says, in one line without secrets."""
     text = " ".join(str(error).split()) or type(error).__name__
     return scrub(text if text.endswith((".", "!", "?")) else f"{text}.")
