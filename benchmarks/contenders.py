@@ -160,12 +160,15 @@ def answering(port: int, process: Process) -> str:
     return address
 
 
-def wait_until_over(contender: Contender, count: int, *, seconds: float = 900) -> None:
-    def over() -> bool:
-        time.sleep(0.1)  # asking costs the same cores
-        return contender.over() >= count
+def wait_until_over(contender: Contender, count: int, *, seconds: float = 900) -> int:
+    """How many are over by then."""
 
-    until(over, f"{contender.name} is through with {count} jobs", seconds=seconds)
+    def over() -> int:
+        time.sleep(0.1)  # asking costs the same cores
+        done = contender.over()
+        return done if done >= count else 0
+
+    return until(over, f"{contender.name} is through with {count} jobs", seconds=seconds)
 
 
 def body(jobs: int = 1) -> str:

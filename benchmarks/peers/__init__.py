@@ -2,7 +2,7 @@
 
     python -m benchmarks.peers.NAME fill COUNT    leave COUNT no-op jobs, numbered from 0, for workers to come
     python -m benchmarks.peers.NAME work          become a worker with two processes
-    python -m benchmarks.peers.NAME send COUNT    send COUNT jobs 20 ms apart
+    python -m benchmarks.peers.NAME send COUNT    send COUNT jobs, GAP_SECONDS apart
     python -m benchmarks.peers.NAME serve         become an API on $PORT
 
 Each command is a function of that name in the file, which ends with `main(globals())`. Its task calls `done`, and does
@@ -16,6 +16,9 @@ import struct
 import sys
 import time
 from typing import Any
+
+# Long enough for the job before to be over on a slow machine: what waits is not idle latency.
+GAP_SECONDS = 0.04
 
 _RECORD = struct.Struct("dqd")
 _file: dict[int, int] = {}

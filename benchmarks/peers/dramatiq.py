@@ -28,7 +28,7 @@ def work() -> None:
 def send(count: int) -> None:
     for number in range(count):
         noop.send(number, time.time())
-        time.sleep(0.02)
+        time.sleep(peers.GAP_SECONDS)
 
 
 peers.main(globals())

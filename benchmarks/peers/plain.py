@@ -69,7 +69,7 @@ def work_on(module: str, queue: str) -> None:
 def send(count: int) -> None:
     for number in range(count):
         noop.delay(number, time.time())
-        time.sleep(0.02)
+        time.sleep(peers.GAP_SECONDS)
 
 
 peers.main(globals())

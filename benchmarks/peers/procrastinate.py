@@ -48,7 +48,7 @@ def send(count: int) -> None:
     with _emptied():
         for number in range(count):
             noop.defer(number=number, sent=time.time())
-            time.sleep(0.02)
+            time.sleep(peers.GAP_SECONDS)
 
 
 peers.main(globals())

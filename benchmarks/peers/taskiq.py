@@ -36,7 +36,7 @@ async def _send(count: int, *, stamped: bool) -> None:
     for number in range(count):
         await noop.kiq(number, time.time() if stamped else 0.0)
         if stamped:
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(peers.GAP_SECONDS)
     await broker.shutdown()
 
 

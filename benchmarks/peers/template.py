@@ -72,7 +72,7 @@ def send(count: int) -> None:
         sent = time.time()
         database().execute(INSERT, [UUID(int=number)])
         run.delay(str(UUID(int=number)), sent)
-        time.sleep(0.02)
+        time.sleep(peers.GAP_SECONDS)
 
 
 def serve() -> None:
