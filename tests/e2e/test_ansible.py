@@ -71,15 +71,19 @@ def test_the_doctor_looks_and_changes_nothing(run: Run) -> None:
 
 
 def test_what_is_wrong_fails_its_host(run: Run, full_queue: object) -> None:
-    done = run("doctor.yaml", jobstack_service="worker-maintenance")
-    assert done.returncode == 2, done
-    assert "no worker that answers consumes it" in done.stdout
-    assert "It found problems, above." in done.stdout
+    for arguments in ([], ["--check"]):
+        done = run("doctor.yaml", *arguments, jobstack_service="worker-maintenance")
+        assert done.returncode == 2, done
+        assert "no worker that answers consumes it" in done.stdout
+        assert "It found problems, above." in done.stdout
     # The default: its container is stopped.
     done = run("doctor.yaml")
     assert done.returncode == 2, done
     assert "It could not do its work" in done.stdout
     done = run("doctor.yaml", jobstack_dir="/nowhere")
+    assert done.returncode == 2, done
+    assert "It could not do its work" in done.stdout
+    done = run("purge_celery_duplicates.yaml", "--check")
     assert done.returncode == 2, done
     assert "It could not do its work" in done.stdout
 
