@@ -1,6 +1,7 @@
 """What a handler may ask of the job that it works on."""
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -69,10 +70,14 @@ class Context:
 
     def progress(self, current: float, total: float | None = None, message: str | None = None) -> None:
         """Reports how far the job is; written at most twice a second. Also a checkpoint."""
-        message = None if message is None else storable(message)
+        report = {
+            "current": _number(current),
+            "total": None if total is None else _number(total),
+            "message": None if message is None else storable(message),
+        }
         # Disarmed: a strike between taking the heartbeat's lock and giving it back would keep it for ever.
         with self._limit.disarmed():
-            self._heartbeat.report(self._lease, {"current": current, "total": total, "message": message})
+            self._heartbeat.report(self._lease, report)
         self.checkpoint()
 
     def sleep(self, seconds: float) -> None:
@@ -143,3 +148,10 @@ class Context:
                 rows = self._database.run_until_answered(statements.STEPS, {"id": self.job_id})
             self._steps = {row["name"]: row["result"] for row in rows}
         return self._steps
+
+
+def _number(value: float) -> float:
+    """As JSON has them: refused here, where it is the handler's error, and not where all leases are renewed."""
+    if not math.isfinite(value):
+        raise ValueError(f"{value} is not JSON compliant, and no progress")
+    return value if type(value) is int else float(value)

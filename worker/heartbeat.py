@@ -27,11 +27,15 @@ class Lease:
     token: UUID
     renew_at: float
     progress_at: float  # when progress may be written
-    progress: str | None = None  # JSON that waits for that
+    progress: dict[str, Any] | None = None  # waits for that
     cancelled_at: float | None = None
     lost: bool = False
     # Set when `cancelled_at` or `lost` changes: ends a sleep.
     attention: threading.Event = field(default_factory=threading.Event)
+
+    def unwritten(self) -> str | None:
+        """The latest progress as JSON: made when it is written, since handlers report oftener than that."""
+        return None if self.progress is None else json.dumps(self.progress)
 
 
 class Heartbeat:
@@ -63,11 +67,10 @@ class Heartbeat:
 
     def report(self, lease: Lease, progress: dict[str, Any]) -> None:
         """Progress to be written soon; a newer report replaces one that waits."""
-        text = json.dumps(progress, allow_nan=False)
         with self._changed:
             if lease.progress is None and time.monotonic() >= lease.progress_at:
                 self._changed.notify()
-            lease.progress = text
+            lease.progress = progress
 
     def _run(self) -> None:
         failing = False
@@ -99,24 +102,24 @@ class Heartbeat:
         return min(lease.renew_at, lease.progress_at) if lease.progress is not None else lease.renew_at
 
     def _beat(self, leases: list[Lease]) -> None:
-        reports = [lease.progress for lease in leases]
+        reports = [(lease.progress, lease.unwritten()) for lease in leases]
         rows = self._database.run(
             statements.HEARTBEAT,
             {
                 "ids": [lease.job_id for lease in leases],
                 "tokens": [lease.token for lease in leases],
-                "progress": reports,
+                "progress": [text for _, text in reports],
                 "lease": self._settings.job_lease_seconds,
             },
         )
         cancelled = {(row["id"], row["lease_token"]): row["cancelled"] for row in rows}
         # Under the lock: a job's own thread cannot report more, nor end and begin another job, in between.
         with self._changed:
-            for lease, written in zip(leases, reports, strict=True):
+            for lease, (written, _) in zip(leases, reports, strict=True):
                 if lease in self._leases:
                     self._note(lease, written, cancelled.get((lease.job_id, lease.token)))
 
-    def _note(self, lease: Lease, written: str | None, cancelled: bool | None) -> None:
+    def _note(self, lease: Lease, written: dict[str, Any] | None, cancelled: bool | None) -> None:
         """What the database said of a lease; None: it is nobody's any more."""
         now = time.monotonic()
         lease.renew_at = now + self._settings.job_heartbeat_seconds
@@ -141,5 +144,7 @@ class Heartbeat:
     def _kill(self, lease: Lease) -> None:
         """The handler never looked at its cancel: it ends with its process, which the pool replaces."""
         log.warning("cancelled_job_killed", job_id=str(lease.job_id))
-        self._database.run(statements.CANCELLED, {"id": lease.job_id, "token": lease.token, "progress": lease.progress})
+        self._database.run(
+            statements.CANCELLED, {"id": lease.job_id, "token": lease.token, "progress": lease.unwritten()}
+        )
         os.kill(os.getpid(), signal.SIGKILL)

@@ -186,7 +186,7 @@ class Runner:
 
     def _end(self, statement: str, claim: Claim, lease: Lease, values: dict[str, Any]) -> str:
         """Writes the end, however long PostgreSQL is away; the token decides whether it still counts."""
-        ours = {"id": claim.id, "token": claim.lease_token, "progress": lease.progress}
+        ours = {"id": claim.id, "token": claim.lease_token, "progress": lease.unwritten()}
         rows = self.database.run_until_answered(statement, ours | values)
         # No row: lost, or written by an earlier try whose answer never came.
         rows = rows or self.database.run_until_answered(statements.OUTCOME, ours)

@@ -63,6 +63,7 @@ class _Slice:
     def __init__(self, runner: Runner, client: redis.Redis, queue: str) -> None:
         self._runner, self._client, self._queue = runner, client, queue
         self._end = time.monotonic() + SLICE_SECONDS
+        self._shared = False
         self._waiting: deque[Claim] = deque()
         self._done: list[_Done] = []
         self._lock = threading.Lock()  # of the two above
@@ -86,8 +87,9 @@ class _Slice:
             self._wake()
             return []
         claims = self._runner.claim_short(self._queue, MOST_IN_GROUP)
-        if len(claims) == MOST_IN_GROUP:
-            self._wake()  # there is enough for another child
+        if len(claims) == MOST_IN_GROUP and not self._shared:
+            self._shared = True
+            self._wake()  # there is enough for another child, which will wake the next
         return claims
 
     def run(self, claims: list[Claim]) -> None:
@@ -125,7 +127,7 @@ class _Slice:
             "ids": [job.claim.id for job in done],
             "token": done[0].claim.lease_token,
             "results": [job.result for job in done],
-            "progress": [job.lease.progress for job in done],
+            "progress": [job.lease.unwritten() for job in done],
         }
         try:
             rows = self._runner.database.run_until_answered(statements.FINISH_SHORT, group)

@@ -156,8 +156,9 @@ def test_progress_that_cannot_be_stored_harms_no_heartbeat(run_handler: RunHandl
     outcome, job = run_handler(handler)
     assert outcome == "succeeded"
     assert job["progress"]["message"] == "a\ufffdb?"
-    outcome, job = run_handler(lambda ctx: ctx.progress(float("nan")))
-    assert outcome == "failed"
+    for value in (float("nan"), "1"):
+        outcome, job = run_handler(lambda ctx, value=value: ctx.progress(value))
+        assert outcome == "failed"
 
 
 # --- sleep and cancel ----------------------------------------------------------------------------------------------
