@@ -59,6 +59,7 @@ class Night:
 
     def type(self, command: Command, variables: dict[str, str]) -> None:
         """Runs a command of a page in the clone's folder; what it prints must be what the page says."""
+        __tracebackhide__ = True  # what was printed is all there is to say
         end = time.monotonic() + command.seconds
         while True:
             done = subprocess.run(

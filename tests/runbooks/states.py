@@ -41,7 +41,7 @@ def same_job_again(night: Night) -> Iterator[dict[str, str]]:
 def queue_grows(night: Night) -> Iterator[dict[str, str]]:
     """More comes than two children can do: one long job each, and others behind them for ten minutes."""
     night.busy()
-    night.batch(60, {"seconds": 1})
+    night.batch(30, {"seconds": 1})
     night.change("UPDATE jobs SET run_at = run_at - interval '10 minutes' WHERE status = 'queued'")
     yield {}
 
@@ -113,7 +113,7 @@ def database_connections_gone(night: Night) -> Iterator[dict[str, str]]:
 def deploy_stuck(night: Night) -> Iterator[dict[str, str]]:
     """A new setting breaks a rule, and a long transaction would hold up a migration."""
     night.set_up("JOB_SOFT_TIME_LIMIT=7200")
-    slow = "SELECT count(*) FROM jobs, pg_sleep(3600)"
+    slow = "SELECT count(*), pg_sleep(3600) FROM jobs"
     psql = ("psql", "--username=jobstack", "--command", slow)
     night.stack.compose("exec", "--detach", "--env", "PGAPPNAME=monthly-report", "postgres", *psql)
     yield {}
