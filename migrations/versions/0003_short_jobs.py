@@ -16,6 +16,14 @@ def upgrade() -> None:
     -- Dispatch would read past all of them.
     DROP INDEX jobs_due;
     CREATE INDEX jobs_due ON jobs (queue, run_at, id) WHERE status = 'queued' AND published_at IS NULL AND NOT short;
+
+    -- The two moves of every job that goes well are seen to be right without a call of the function.
+    CREATE OR REPLACE TRIGGER jobs_guard_moves BEFORE UPDATE ON jobs FOR EACH ROW
+        WHEN ((OLD.status IS DISTINCT FROM NEW.status OR OLD.lease_token IS DISTINCT FROM NEW.lease_token
+                OR (OLD.cancel_requested_at IS NOT NULL AND NEW.cancel_requested_at IS NULL))
+            AND NOT (OLD.status = 'queued' AND NEW.status = 'running' AND NEW.attempt = OLD.attempt + 1)
+            AND NOT (OLD.status = 'running' AND NEW.status = 'succeeded' AND OLD.cancel_requested_at IS NULL))
+        EXECUTE FUNCTION jobs_guard_moves();
     """)
 
 
@@ -24,4 +32,9 @@ def downgrade() -> None:
     DROP INDEX jobs_due, jobs_short_due;
     CREATE INDEX jobs_due ON jobs (queue, run_at, id) WHERE status = 'queued' AND published_at IS NULL;
     ALTER TABLE jobs DROP COLUMN short;
+
+    CREATE OR REPLACE TRIGGER jobs_guard_moves BEFORE UPDATE ON jobs FOR EACH ROW
+        WHEN (OLD.status IS DISTINCT FROM NEW.status OR OLD.lease_token IS DISTINCT FROM NEW.lease_token
+            OR (OLD.cancel_requested_at IS NOT NULL AND NEW.cancel_requested_at IS NULL))
+        EXECUTE FUNCTION jobs_guard_moves();
     """)
