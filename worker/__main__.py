@@ -24,8 +24,8 @@ def main() -> None:
     celery_app.conf.worker_consumer = "worker.consumer:Consumer"
     celery_app.Task.Request = "worker.request:TaskRequest"
     Transport.Channel = Channel
-    # Each child asks the kernel to end it with its parent, by way of a parser for C that takes 30 ms to import. Called once
-    # before the fork, it is there.
+    # Each child asks the kernel to end it with its parent, by way of a parser for C that takes 30 ms to import. Called
+    # once before the fork, it is there.
     with suppress(OSError):  # Linux only
         get_pdeathsig()
     celery_app.worker_main(
