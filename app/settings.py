@@ -39,6 +39,13 @@ class Settings(BaseSettings):
 
     storage_url: str = "file:///data/files"
     storage_shared: bool = False
+    # For s3://, by the names that its clients know. Without keys they are asked of the machine, as on EC2 and ECS.
+    aws_endpoint_url: str | None = None
+    aws_region: str | None = None
+    aws_access_key_id: SecretStr | None = None
+    aws_secret_access_key: SecretStr | None = None
+    # https://bucket.host/file, and not https://host/bucket/file, which some (Railway, Tigris) don't answer.
+    aws_virtual_hosted_style_request: bool = False
     max_upload_bytes: int = 1024**3
     max_payload_bytes: int = 1024**2
     # 0 days: kept for ever.
@@ -88,6 +95,17 @@ class Settings(BaseSettings):
             values.setdefault("demo_jobs", False)
         return values
 
+    @model_validator(mode="before")
+    @classmethod
+    def _references_resolved(cls, values: dict[str, Any]) -> dict[str, Any]:
+        # Railway leaves one as it is where it was typed in the wrong place.
+        unresolved = sorted(name.upper() for name, value in values.items() if "${{" in str(value))
+        if unresolved:
+            raise ValueError(
+                f"{', '.join(unresolved)}: a ${{{{reference}}}} that nobody resolved; check the service's name"
+            )
+        return values
+
     @model_validator(mode="after")
     def _check(self) -> "Settings":
         problems = list(self._problems())
@@ -117,6 +135,12 @@ class Settings(BaseSettings):
         scheme = urlsplit(self.storage_url).scheme
         if scheme not in ("file", "s3"):
             yield "STORAGE_URL must be file:///folder or s3://bucket/prefix"
+        elif scheme == "s3" and bool(self.aws_access_key_id) != bool(self.aws_secret_access_key):
+            yield "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY belong together"
+        elif scheme == "s3" and self.aws_endpoint_url and not self.aws_access_key_id:
+            yield "AWS_ENDPOINT_URL is set, so AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be: only AWS lends keys"
+        elif scheme == "s3" and not urlsplit(self.storage_url).netloc:
+            yield "STORAGE_URL has no bucket: s3://bucket/prefix"
         elif scheme == "file" and self.app_env == "production" and not self.storage_shared:
             yield (
                 "STORAGE_URL is a folder: in production use s3://bucket/prefix, or say STORAGE_SHARED=true "

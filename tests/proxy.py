@@ -10,12 +10,12 @@ class Proxy:
     """Forwards to a port of this machine. After `cut()` the connections of that moment stay silent for ever, as after a
     lost route or a server that moved; new ones wait until `heal()`."""
 
-    def __init__(self, target: int) -> None:
-        self._target = target
+    def __init__(self, target: int, port: int = 0) -> None:
+        self.target = target
         self._open = threading.Event()
         self._open.set()
         self._generation = 0
-        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._listener = socket.create_server(("127.0.0.1", port))
         self.port: int = self._listener.getsockname()[1]
         self._sockets: list[socket.socket] = []
         threading.Thread(target=self._accept, daemon=True).start()
@@ -28,6 +28,8 @@ class Proxy:
         self._open.set()
 
     def close(self) -> None:
+        # Closing alone would wake nobody: the thread that waits there would let in one more.
+        self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for end in self._sockets:
             end.close()
@@ -42,7 +44,7 @@ class Proxy:
     def _serve(self, near: socket.socket) -> None:
         self._open.wait()
         try:
-            far = socket.create_connection(("127.0.0.1", self._target))
+            far = socket.create_connection(("127.0.0.1", self.target))
         except OSError:
             near.close()
             return

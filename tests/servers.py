@@ -3,23 +3,29 @@
 Both can be frozen and stopped, which is what the tests are about.
 """
 
+import json
 import os
 import pwd
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+import obstore
+import obstore.exceptions
 import psutil
 import psycopg
 import redis
+from obstore.store import S3Store
 
 from scripts.stack import servers
+from tests.proxy import Proxy
 from tests.waiting import until
 
 # The containers end with the tests' own `with`; the helper that would do it otherwise is one more image to pull.
@@ -212,6 +218,89 @@ def _embedded_postgres(port: int) -> Iterator[Postgres]:
             finally:
                 if running:
                     stop()
+
+
+class S3:
+    """An S3 server that checks signatures. One bucket: `files`.
+
+    `refuse()` and `accept()` stand for stopping and starting it, which takes half a minute.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        port = free_port()
+        self._proxy = Proxy(port)
+        self.environment = {
+            "STORAGE_URL": "s3://files/jobstack",
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self._proxy.port}",
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": "jobstack",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+        key = {"accessKey": "jobstack", "secretKey": "secret"}
+        config = folder / "s3.json"
+        config.write_text(json.dumps({"identities": [{"name": "it", "credentials": [key], "actions": ["Admin"]}]}))
+        # Each part of it listens, and for each other part once more.
+        ports = {
+            f"-{part}.port{kind}": str(free_port())
+            for part in ("master", "volume", "filer", "s3")
+            for kind in ("", ".grpc")
+        }
+        options = {**ports, "-dir": folder, "-ip": "127.0.0.1", "-ip.bind": "127.0.0.1", "-s3.port": port}
+        options |= {"-s3.config": config, "-master.volumeSizeLimitMB": 64, "-master.telemetry": "false"}
+        weed = Path(sys.executable).parent / "weed"
+        command = [str(weed), "server", "-filer", "-s3", *(f"{name}={value}" for name, value in options.items())]
+        with (folder / "log").open("wb") as log:
+            self._process = subprocess.Popen(command, stdout=log, stderr=log)
+
+    def close(self) -> None:
+        self._proxy.close()
+        self._process.kill()
+        self._process.wait()
+
+    def refuse(self) -> None:
+        self._proxy.close()
+
+    def accept(self) -> None:
+        self._proxy = Proxy(self._proxy.target, self._proxy.port)
+
+    def freeze(self) -> None:
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def wait(self) -> None:
+        def has_bucket() -> bool:
+            # The first file makes its bucket.
+            try:
+                obstore.put(self._store(), "hello", b"")
+                obstore.delete(self._store(), "hello")
+            except obstore.exceptions.BaseError:
+                return False
+            return True
+
+        until(has_bucket, "the S3 server has its bucket", seconds=60)
+
+    def paths(self) -> set[str]:
+        """Of all that is in the bucket."""
+        return {found["path"] for page in obstore.list(self._store()) for found in page}
+
+    def _store(self) -> S3Store:
+        names = {"AWS_ENDPOINT_URL": "endpoint", "AWS_REGION": "region", "AWS_ACCESS_KEY_ID": "access_key_id"}
+        names["AWS_SECRET_ACCESS_KEY"] = "secret_access_key"
+        config: Any = {names[name]: value for name, value in self.environment.items() if name in names}
+        return S3Store.from_url("s3://files", client_options={"allow_http": True}, **config)
+
+
+@contextmanager
+def s3_server() -> Iterator[S3]:
+    with tempfile.TemporaryDirectory(prefix="jobstack-s3-") as name:
+        server = S3(Path(name))
+        try:
+            server.wait()
+            yield server
+        finally:
+            server.close()
 
 
 def folder() -> Path:

@@ -65,6 +65,8 @@ async def upload_file(request: Request, response: Response) -> File:
     files: FileStore = request.app.state.files
     sent = Upload(request, request.app.state.settings.max_upload_bytes)
     await sent.start()
+    # Asked first: nobody should send a gigabyte to hear that it can't be kept.
+    await within(files.check(), part="The storage of files")
     file_id = uuid7()
     # No time limit of ours: a large file from a slow client takes as long as it takes.
     size, sha256 = await files.write(file_id, sent.chunks())

@@ -15,11 +15,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, BinaryIO, cast
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote, urlsplit, urlunsplit
 from uuid import UUID
 
 import obstore
-from obstore.exceptions import AlreadyExistsError
+from obstore.exceptions import AlreadyExistsError, BaseError, GenericError
 from obstore.store import LocalStore, ObjectStore, S3Store
 from uuid_utils.compat import uuid7
 
@@ -107,7 +107,7 @@ class FileStore:
     """The bytes. Paths are ids, so nothing that a user sends can reach outside."""
 
     def __init__(self, settings: Settings) -> None:
-        self._store = _open_store(settings.storage_url)
+        self._store = _open_store(settings)
         self._folder = self._store.prefix if isinstance(self._store, LocalStore) else None
 
     # --- workers (sync) ---
@@ -121,14 +121,16 @@ class FileStore:
     @contextmanager
     def open(self, file_id: UUID) -> Iterator[BinaryIO]:
         """A seekable stream that reads ranges as they are asked for."""
-        reader = obstore.open_reader(self._store, str(file_id), buffer_size=READ_BYTES)
+        with self._errors():
+            reader = obstore.open_reader(self._store, str(file_id), buffer_size=READ_BYTES)
         with io.BufferedReader(_RawReader(reader), READ_BYTES) as stream:
             yield cast(BinaryIO, stream)
 
     def save(self, database: Database, job_id: UUID, name: str, data: bytes, content_type: str) -> UUID:
         """Writes the bytes, then the row: a row never speaks of bytes that are not there."""
         file_id = uuid7()
-        obstore.put(self._store, str(file_id), data)
+        with self._errors():
+            obstore.put(self._store, str(file_id), data)
         row = {
             "id": file_id,
             "name": name,
@@ -157,7 +159,11 @@ class FileStore:
 
     async def read(self, file_id: UUID) -> AsyncIterator[bytes]:
         """The bytes in pieces. Raises FileNotFoundError before the first piece."""
-        found = await obstore.get_async(self._store, str(file_id))
+        try:
+            found = await obstore.get_async(self._store, str(file_id))
+        except FileNotFoundError:
+            await self.check()
+            raise
 
         async def pieces() -> AsyncIterator[bytes]:
             async for piece in found.stream(min_chunk_size=READ_BYTES):
@@ -224,13 +230,31 @@ class FileStore:
         return len(old)
 
     async def check(self) -> None:
-        """Raises if the storage can't be reached, or if a folder can't be written to."""
+        """Raises obstore's BaseError if the storage can't be reached, or if a folder can't be written to."""
         if self._folder:
-            # A missing folder would be an empty list.
-            await asyncio.to_thread(lambda: tempfile.TemporaryFile(dir=self._folder).close())
+            try:
+                # A missing folder would be an empty list.
+                await asyncio.to_thread(lambda: tempfile.TemporaryFile(dir=self._folder).close())
+            except OSError as error:
+                raise GenericError(str(error)) from error
             return
-        async for _ in obstore.list(self._store, chunk_size=1):
+        # Of a missing bucket S3 says "not found" as of a missing file; only a list, however short, tells them apart.
+        async for _ in obstore.list(self._store, prefix=OWNER_MARK):
             return
+
+    @contextmanager
+    def _errors(self) -> Iterator[None]:
+        """For workers: FileNotFoundError means that the file is gone, GenericError that another try may help."""
+        try:
+            try:
+                yield
+            except FileNotFoundError:
+                if not self._folder:
+                    next(iter(obstore.list(self._store, prefix=OWNER_MARK)), None)  # see `check`
+                raise
+        except BaseError as error:
+            # Keys that are just being changed are not the job's fault. Behind the message come pages of debugging.
+            raise GenericError(str(error).partition("\n\nDebug source")[0]) from error
 
 
 class _RawReader(io.RawIOBase):
@@ -261,14 +285,28 @@ def _changed(path: Path) -> datetime:
     return datetime.fromtimestamp(path.stat().st_mtime, UTC)
 
 
-def _open_store(url: str) -> ObjectStore:
-    parts = urlsplit(url)
+def _open_store(settings: Settings) -> ObjectStore:
+    parts = urlsplit(settings.storage_url)
     if parts.scheme == "file":
         return LocalStore(unquote(parts.path), mkdir=True)
-    # Credentials come from AWS_* variables. A storage that says nothing for 30 s is given up; a download may take as
-    # long as its reader. By default a request is tried ten times, for minutes: who asks for a file tries again anyway.
+    endpoint = (settings.aws_endpoint_url or "").rstrip("/")
+    if endpoint and settings.aws_virtual_hosted_style_request:
+        # obstore takes it as it is.
+        host = urlsplit(endpoint)
+        if not host.netloc.startswith(f"{parts.netloc}."):
+            endpoint = urlunsplit(host._replace(netloc=f"{parts.netloc}.{host.netloc}"))
+    given: dict[str, Any] = {
+        "endpoint": endpoint,
+        "region": settings.aws_region,
+        "access_key_id": settings.aws_access_key_id and settings.aws_access_key_id.get_secret_value(),
+        "secret_access_key": settings.aws_secret_access_key and settings.aws_secret_access_key.get_secret_value(),
+    }
+    # A storage that says nothing for 30 s is given up; a download may take as long as its reader. By default a request
+    # is tried ten times, for minutes: who asks for a file tries again anyway.
     return S3Store.from_url(
-        url,
+        settings.storage_url,
         client_options={"connect_timeout": "5s", "read_timeout": "30s", "timeout": "1h", "allow_http": True},
         retry_config={"max_retries": 2, "retry_timeout": timedelta(seconds=10)},
+        virtual_hosted_style_request=settings.aws_virtual_hosted_style_request,
+        **{name: value for name, value in given.items() if value},
     )

@@ -49,6 +49,11 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
         ({"STORAGE_URL": "/data/files"}, "STORAGE_URL must be file:///folder or s3://bucket/prefix"),
         ({"APP_ENV": "production"}, "STORAGE_URL is a folder"),
         ({"APP_ENV": "production", "STORAGE_URL": "s3://b", "JOBS_EXECUTION": "inline"}, "is for laptops"),
+        ({"STORAGE_URL": "s3:///prefix"}, "has no bucket"),
+        ({"STORAGE_URL": "s3://b", "AWS_ACCESS_KEY_ID": "k"}, "belong together"),
+        ({"STORAGE_URL": "s3://b", "AWS_ENDPOINT_URL": "https://storage"}, "AWS_SECRET_ACCESS_KEY must be"),
+        ({"REDIS_URL": "${{Redis.REDIS_URL}}"}, "REDIS_URL: a ${{reference}} that nobody resolved"),
+        ({"STORAGE_URL": "s3://${{files.BUCKET}}"}, "STORAGE_URL: a ${{reference}} that nobody resolved"),
         ({"API_KEYS": "secret-without-a-name"}, "write it as name:key"),
     ],
 )
