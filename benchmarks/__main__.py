@@ -33,7 +33,9 @@ Measure = Callable[[Any], tuple[dict[str, float], dict[str, float]]]
 
 def main(
     rounds: Annotated[int, typer.Option(help="How often each is measured; contenders take turns.", min=1)] = 5,
-    only: Annotated[str, typer.Option(help="Some of: drain,drain-kept,posts,batches,latency.")] = "",
+    only: Annotated[
+        str, typer.Option(help="Some of: drain,drain-kept,posts,batches,latency; with --large: queued,finished.")
+    ] = "",
     jobs: Annotated[int, typer.Option(help="Jobs in a drain.", min=100)] = 3000,
     short_jobs: Annotated[int, typer.Option(help="The same, for whoever is ten times as fast.", min=100)] = 20_000,
     peers: Annotated[str, typer.Option(help=f"Further ones, on drains: {','.join(tools.FURTHER)}.")] = "",
@@ -68,9 +70,9 @@ def main(
             plan = large.plan(bench)
         else:
             plan = _plan(bench, jobs, short_jobs, further)
-            if unknown := set(filter(None, only.split(","))) - set(plan):
-                raise typer.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="--only")
-            plan = {name: entry for name, entry in plan.items() if not only or name in only.split(",")}
+        if unknown := set(filter(None, only.split(","))) - set(plan):
+            raise typer.BadParameter(f"unknown: {', '.join(unknown)}", param_hint="--only")
+        plan = {name: entry for name, entry in plan.items() if not only or name in only.split(",")}
         path = folder / f"{now:%Y%m%d-%H%M%S}.json"
         for number in range(rounds):
             console.print(f"round {number + 1} of {rounds}")

@@ -72,5 +72,5 @@ def machine(db: psycopg.Connection[Any], redis_version: str) -> dict[str, Any]:
         "fsync": db.execute("SHOW fsync").fetchone()[0],  # type: ignore[index]
         "synchronous_commit": db.execute("SHOW synchronous_commit").fetchone()[0],  # type: ignore[index]
         "redis": redis_version,
-        **{name: version(name) for name in libraries},
+        "libraries": {name: version(name) for name in libraries},
     }
