@@ -14,6 +14,8 @@ from tests.processes import ROOT
 from tests.servers import Postgres, Redis
 
 Script = Callable[..., Ran]
+# All scripts in one test, each with Python's start: minutes on a busy machine.
+pytestmark = pytest.mark.timeout(400)
 
 # Each with arguments that make it ask both servers.
 SCRIPTS: dict[str, tuple[Any, ...]] = {
