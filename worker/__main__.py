@@ -2,15 +2,24 @@
 
 from contextlib import suppress
 
+import celery.apps.worker
 from billiard.util import get_pdeathsig  # type: ignore[attr-defined]
 from kombu.transport.redis import Transport
 
+from app import logs
 from app.celery_app import celery_app
 from app.queues import MAINTENANCE
 from app.settings import get_settings
 from worker import tasks  # noqa: F401  registers the tasks
 from worker.channel import Channel
 from worker.health import process_name
+
+log = logs.get("worker")
+
+
+def say(text: str, *_: object) -> None:
+    """Instead of Celery's, which prints what it does at a signal: no JSON."""
+    log.info(text.strip())
 
 
 def main() -> None:
@@ -24,6 +33,7 @@ def main() -> None:
     celery_app.conf.worker_consumer = "worker.consumer:Consumer"
     celery_app.Task.Request = "worker.request:TaskRequest"
     Transport.Channel = Channel
+    celery.apps.worker.safe_say = say
     # Each child asks the kernel to end it with its parent, by way of a parser for C that takes 30 ms to import. Called
     # once before the fork, it is there.
     with suppress(OSError):  # Linux only

@@ -93,7 +93,7 @@ class Stack:
             "beat": ({}, [python, "-m", "beat"]),
             "flower": (
                 {"FLOWER_PORT": flower_port, "FLOWER_ADDRESS": "127.0.0.1"},
-                [python, "-m", "celery", "-A", "app.celery_app", "flower"],
+                [python, "-m", "app.flower"],
             ),
         }
 

@@ -21,7 +21,7 @@ STARTS = {
     "import scripts as s\n"
     "for m in pkgutil.iter_modules(s.__path__): m.name == 'stack' or importlib.import_module(f'scripts.{m.name}')",
     "beat": "import beat.__main__, beat.health, redis.asyncio",
-    "flower": "import flower.app, app.celery_app as m\nm.celery_app.loader.import_default_modules()",
+    "flower": "import flower.app, app.flower\napp.flower.celery_app.loader.import_default_modules()",
 }
 
 HIDE = """
