@@ -6,6 +6,9 @@ from app import logs
 from app.api.server import HttpProtocol
 from app.settings import get_settings
 
+# For requests in progress, after SIGTERM.
+GRACE_SECONDS = 10
+
 
 def serve(application: str) -> None:
     """Runs an ASGI application as this process's only work."""
@@ -23,7 +26,7 @@ def serve(application: str) -> None:
         proxy_headers=True,
         forwarded_allow_ips="*",
         server_header=False,
-        timeout_graceful_shutdown=10,
+        timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=30,
     )
 
