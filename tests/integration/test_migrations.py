@@ -46,3 +46,11 @@ def test_up_and_down(postgres: Postgres, environment: object) -> None:
         ).fetchall()
     assert {name for (name,) in left} <= {"alembic_version", "alembic_version_pkc"}
     run(url, "app.migrate")
+
+
+def test_older_code_leaves_a_newer_schema_alone(postgres: Postgres, environment: object) -> None:
+    url = postgres.another_database("newer")
+    run(url, "app.migrate")
+    with psycopg.connect(url, autocommit=True) as db:
+        db.execute("UPDATE alembic_version SET version_num = '9999'")
+    assert "is at 9999, which is newer than this code's" in run(url, "app.migrate")
