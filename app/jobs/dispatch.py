@@ -71,7 +71,7 @@ def rebuild(database: Database, client: redis.Redis, settings: Settings, queues:
     client.ping()
     published = _publish(database, client, settings, queues)
     repaired = repair(database, client, settings, thorough=True, queues=queues, settle=0)
-    wake(client, settings, queues)
+    wake(client, settings, [row["queue"] for row in _waiting(database) if row["short"] and row["queue"] in queues])
     return {"published": published, "repaired": repaired}
 
 
