@@ -33,7 +33,7 @@ def main() -> None:
     celery_app.conf.worker_consumer = "worker.consumer:Consumer"
     celery_app.Task.Request = "worker.request:TaskRequest"
     Transport.Channel = Channel
-    celery.apps.worker.safe_say = say
+    celery.apps.worker.safe_say = say  # type: ignore[attr-defined] # its types know nothing of it
     # Each child asks the kernel to end it with its parent, by way of a parser for C that takes 30 ms to import. Called
     # once before the fork, it is there.
     with suppress(OSError):  # Linux only
