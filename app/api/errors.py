@@ -16,6 +16,7 @@ from starlette.routing import Match
 
 from app import logs
 from app.database import CONNECTION_LOST
+from app.files.store import in_short
 from app.jobs.create import KeyReusedError, UnknownFilesError
 
 log = logs.get(__name__)
@@ -180,7 +181,7 @@ _PROBLEMS: dict[type[Exception], Callable[[Request, Any], Problem]] = {
     **dict.fromkeys((UndefinedTable, UndefinedColumn), lambda request, error: away("The migrated database", error)),
     # The checks in front of it should have refused such a value; a 500 would be the wrong answer all the same.
     psycopg.DataError: _unstorable,
-    StorageError: lambda request, error: away("The storage of files", type(error).__name__),
+    StorageError: lambda request, error: away("The storage of files", in_short(error)),
 }
 
 

@@ -253,8 +253,8 @@ class FileStore:
                     next(iter(obstore.list(self._store, prefix=OWNER_MARK)), None)  # see `check`
                 raise
         except BaseError as error:
-            # Keys that are just being changed are not the job's fault. Behind the message come pages of debugging.
-            raise GenericError(str(error).partition("\n\nDebug source")[0]) from error
+            # Whatever the class: keys that are just being changed are not the job's fault.
+            raise GenericError(in_short(error)) from error
 
 
 class _RawReader(io.RawIOBase):
@@ -279,6 +279,13 @@ class _RawReader(io.RawIOBase):
 
     def tell(self) -> int:
         return int(self._reader.tell())
+
+
+def in_short(error: BaseError) -> str:
+    """What happened, without obstore's pages of debugging, and without S3's answer but its code: it repeats the key."""
+    text, _, body = str(error).partition("\n\nDebug source")[0].partition("<?xml")
+    code = re.search(r"<Code>(\w+)", body)
+    return f"{text.strip()} {code[1] if code else ''}".strip()
 
 
 def _changed(path: Path) -> datetime:

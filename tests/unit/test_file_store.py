@@ -1,6 +1,7 @@
 """How a storage is asked; what it answers is in tests/integration/test_s3.py and test_files.py."""
 
 import pytest
+from obstore.exceptions import GenericError
 from pydantic import SecretStr
 
 from app.files import store
@@ -34,3 +35,12 @@ def test_where_a_bucket_is(virtual: bool, endpoint: str | None, asked: str | Non
     assert opened.config.get("endpoint") == asked  # type: ignore[union-attr]
     assert opened.config["bucket"] == "files-x1"  # type: ignore[union-attr, typeddict-item]
     assert str(opened.config["virtual_hosted_style_request"]).lower() == str(virtual).lower()  # type: ignore[union-attr, typeddict-item]
+
+
+def test_an_error_in_short_says_what_and_not_who() -> None:
+    answer = (
+        "<?xml version='1.0'?><Error><Code>SignatureDoesNotMatch</Code><AWSAccessKeyId>AKIA1</AWSAccessKeyId></Error>"
+    )
+    error = GenericError(f"GET https://s3/b/f - status code: 403 Forbidden: {answer}\n\nDebug source:\nGeneric {{}}")
+    assert store.in_short(error) == "GET https://s3/b/f - status code: 403 Forbidden: SignatureDoesNotMatch"
+    assert store.in_short(GenericError("no answer")) == "no answer"
