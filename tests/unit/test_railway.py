@@ -297,5 +297,5 @@ def test_the_page_names_every_variable_and_dockerfile(graph: dict[str, dict[str,
     assert named == {f"dockerfiles/{path.name}" for path in (ROOT / "dockerfiles").iterdir()}
     for name in OURS:
         for variable, value in graph[name]["variables"].items():
-            assert f"`{variable}`" in page
+            assert f"\n| `{variable}` |" in page
             assert value["type"] == "preserve" or written(value) in page, variable
