@@ -53,9 +53,7 @@ def idle(bench: Bench) -> Figures:
             processes[name] = stack.enter_context(process).process.pid
         address = stack.enter_context(Jobstack(bench).api())
         processes["api"] = next(found.pid for found in psutil.Process().children() if "app.api" in found.cmdline())
-        flower = Process(
-            [sys.executable, "-m", "celery", "-A", "app.celery_app", "flower"], bench.folder, **environment
-        )
+        flower = Process([sys.executable, "-m", "app.flower"], bench.folder, **environment)
         stack.callback(flower.kill)
         processes["flower"] = flower.process.pid
         until(lambda: _listens(flower_port), f"Flower is up: {flower.log}")
