@@ -69,6 +69,8 @@ class Database:
             fresh = self._connection is None
             try:
                 return self._run(statement, params)
+            except psycopg.errors.DeadlockDetected:
+                return self._run(statement, params)  # the other side got through, and nothing of this was done
             except CONNECTION_LOST as error:
                 if isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable):
                     raise

@@ -35,7 +35,8 @@ class Lease:
 
     def unwritten(self) -> str | None:
         """The latest progress as JSON: made when it is written, since handlers report oftener than that."""
-        return None if self.progress is None else json.dumps(self.progress)
+        progress = self.progress
+        return None if progress is None else json.dumps(progress)
 
 
 class Heartbeat:

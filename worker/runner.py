@@ -166,14 +166,19 @@ class Runner:
         return kind.result.model_validate(result).model_dump_json()
 
     def finish(self, claim: Claim, lease: Lease, result: str, seconds: float) -> None:
-        """Writes down what `run` was told to leave."""
-        try:
-            outcome = self._finish(claim, lease, result)
-        except errors.LeaseLost:
-            outcome = "lease lost"
-        except errors.PermanentError as error:
-            outcome = self._fail(claim, lease, error)
-        self.log_end(claim, outcome, seconds)
+        """Writes down what `run` was told to leave. Raises nothing: others wait behind it."""
+        with structlog.contextvars.bound_contextvars(**_named(claim)):
+            try:
+                try:
+                    outcome = self._finish(claim, lease, result)
+                except errors.PermanentError as error:
+                    outcome = self._fail(claim, lease, error)
+            except errors.LeaseLost:
+                outcome = "lease lost"
+            except psycopg.Error:
+                log.exception("not_written", note="left to rescue")
+                return
+            _log_end(outcome, seconds)
 
     def log_end(self, claim: Claim, outcome: str, seconds: float) -> None:
         _log_end(outcome, seconds, **_named(claim))

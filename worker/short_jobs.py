@@ -4,6 +4,8 @@ What a job costs besides its handler (a message, two commits, their round trips)
 each one alone. docs/short-jobs.md says how.
 """
 
+import os
+import signal
 import threading
 import time
 from collections import deque
@@ -26,15 +28,20 @@ log = logs.get(__name__)
 MOST_IN_GROUP = 100
 # So long does one message keep its child, with jobs that other children could not begin in the meantime.
 SLICE_SECONDS = 1.0
+# What runs longer is not short: it loses its child, and runs alone, with its kind's own limits.
+MOST_SECONDS = 60.0
 # How long a result may wait for others to be written with.
 WRITE_SECONDS = 0.1
 
 
 def run(runner: Runner, client: redis.Redis, queue: str) -> None:
     """Runs due short jobs of `queue` for a slice of time. If there are more, another message takes over."""
-    with suppress(*messages.REDIS_ERRORS):  # the key expires
-        # Before the first look: whoever commits a job after it sends a wake-up of its own.
-        client.delete(messages.wake_key(queue))
+    # Before the first look: whoever commits a job after it sends a wake-up of its own. Twice, since an idle connection
+    # may have died; beyond that, the key expires.
+    for _ in range(2):
+        with suppress(*messages.REDIS_ERRORS):
+            client.delete(messages.wake_key(queue))
+            break
     try:
         with _Slice(runner, client, queue) as turn:
             while claims := turn.claim():
@@ -62,7 +69,8 @@ class _Slice:
 
     def __init__(self, runner: Runner, client: redis.Redis, queue: str) -> None:
         self._runner, self._client, self._queue = runner, client, queue
-        self._end = time.monotonic() + SLICE_SECONDS
+        self._end = float("inf")  # begins with the first group: a slow claim must not use it up
+        self._began: float | None = None  # the job that runs
         self._shared = False
         self._waiting: deque[Claim] = deque()
         self._done: list[_Done] = []
@@ -78,8 +86,10 @@ class _Slice:
         """Whatever ended the slice: the message may be acknowledged only when nothing is left with us."""
         self._left.set()
         self._watch.join()
-        self._write()
-        self._give_back()
+        try:
+            self._write()
+        finally:
+            self._give_back()
 
     def claim(self) -> list[Claim]:
         """The next group; empty if there is none, or no time for one."""
@@ -90,12 +100,16 @@ class _Slice:
         if len(claims) == MOST_IN_GROUP and not self._shared:
             self._shared = True
             self._wake()  # there is enough for another child, which will wake the next
+        self._end = min(self._end, time.monotonic() + SLICE_SECONDS)
         return claims
 
     def run(self, claims: list[Claim]) -> None:
-        self._waiting.extend(claims)
+        with self._lock:
+            self._waiting.extend(claims)
         while claim := self._next():
-            self._runner.run(claim, keep=partial(self._keep, time.monotonic()))
+            self._began = began = time.monotonic()
+            self._runner.run(claim, keep=partial(self._keep, began))
+            self._began = None
         self._write()
 
     def _next(self) -> Claim | None:
@@ -117,6 +131,10 @@ class _Slice:
             self._write()
             if self._is_over():
                 self._give_back()
+            began = self._began
+            if began is not None and time.monotonic() - began > MOST_SECONDS:
+                log.warning("not_short", queue=self._queue, seconds=MOST_SECONDS)
+                os.kill(os.getpid(), signal.SIGKILL)  # the parent puts back what it was working on
 
     def _write(self) -> None:
         with self._lock:

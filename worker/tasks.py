@@ -59,9 +59,10 @@ def run_job(self: "Task[..., None]", job_id: str) -> None:
 @celery_app.task(name=messages.RUN_SHORT_JOBS, bind=True, Request="worker.request:JobRequest")
 def run_short_jobs(self: "Task[..., None]", queue: str) -> None:
     """A wake-up: runs due short jobs of that queue, if there still are any."""
-    if not shutdown.claims_nothing():  # else dispatch wakes another worker up
-        with shutdown.left_to_the_parent():
-            short_jobs.run(_runner(self.request.hostname), _redis(), queue)
+    if shutdown.claims_nothing():
+        raise Reject("this worker is stopping", requeue=True)
+    with shutdown.left_to_the_parent():
+        short_jobs.run(_runner(self.request.hostname), _redis(), queue)
 
 
 def _register(module: ModuleType) -> None:

@@ -17,8 +17,9 @@ from app.settings import Settings
 
 # A message younger than this may still be on its way from a publisher to the list, or from the list to a claim.
 SETTLE_SECONDS = 10
-# Even when the counts agree, duplicates may hide losses: look at the ids at least this often.
-CHECK_SECONDS = 60
+# Even when the counts agree, duplicates and wake-ups may hide losses: look at the ids at least this often. A message
+# that a dead worker held is one, and its job is to run again within 45 s.
+CHECK_SECONDS = 20
 CHECKED_KEY = "jobstack:dispatch:checked"
 # A run of dispatch that stays for a backlog ends before the next one comes.
 TOP_UP_SECONDS = 1.8

@@ -25,12 +25,11 @@ from app.settings import Settings, split_redis_url
 
 RUN_JOB = "run_job"
 RUN_SHORT_JOBS = "run_short_jobs"
-# Whatever runs longer in a group is not short: its child is killed, and it runs alone, with its kind's own limits.
-SHORT_TIME_LIMIT = 60
 # A wake-up that got lost is missed for so long.
 WAKE_SECONDS = 10
-# Beside the window's messages; more of them than one wait only where nobody consumes the queue.
-MOST_WAKE_UPS = 100
+# One more comes each time that one was missed: where nobody consumes the queue, Redis would fill up with them. Far
+# above the window, since a list that others keep full must not shut them out.
+MOST_WINDOWS = 10
 WAKE = """
 if redis.call('llen', KEYS[1]) < tonumber(ARGV[1]) and redis.call('set', KEYS[2], '1', 'nx', 'ex', ARGV[2]) then
     redis.call('lpush', KEYS[1], ARGV[3])
@@ -111,8 +110,10 @@ def wake_up(queue: str, settings: Settings) -> tuple[str | int, ...]:
     They need no message each: which jobs are due stands in the table.
     """
     task_id = f"short:{queue}:{secrets.token_hex(8)}"
-    message = envelope(RUN_SHORT_JOBS, queue, task_id, [queue], timelimit=[SHORT_TIME_LIMIT, None])
-    return (WAKE, 2, queue, wake_key(queue), settings.queue_window + MOST_WAKE_UPS, WAKE_SECONDS, message)
+    # The worker itself ends a job that is not short. This is for one that holds the interpreter, and leaves the time to
+    # write results down after PostgreSQL was away.
+    message = envelope(RUN_SHORT_JOBS, queue, task_id, [queue], timelimit=[settings.job_time_limit or None, None])
+    return (WAKE, 2, queue, wake_key(queue), settings.queue_window * MOST_WINDOWS, WAKE_SECONDS, message)
 
 
 def job_id_of(message: bytes | str) -> UUID | None:

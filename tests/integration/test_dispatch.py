@@ -246,7 +246,7 @@ def test_at_most_one_wake_up_waits(redis: Redis, settings: Settings) -> None:
     dispatch.wake(redis.client, settings, ["default"])
     assert redis.client.llen("default") == 2
     # Nobody consumes: what has piled up is bounded, above the window so that a full one does not shut them out.
-    redis.client.lpush("default", *["x"] * (settings.queue_window + messages.MOST_WAKE_UPS))
+    redis.client.lpush("default", *["x"] * (settings.queue_window * messages.MOST_WINDOWS))
     redis.client.delete(messages.wake_key("default"))
     full = redis.client.llen("default")
     dispatch.wake(redis.client, settings, ["default"])

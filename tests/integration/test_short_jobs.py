@@ -95,6 +95,18 @@ def test_a_slow_one_keeps_no_other_waiting(worker: Process, jobs: Jobs, cancel: 
     assert jobs.finished(slow)["status"] == "cancelled"
 
 
+def test_one_that_is_not_short_runs_alone(worker: Process, jobs: Jobs, wake: Wake) -> None:
+    """Its child is taken from it, uncounted; alone it has its kind's limits. The test's worker waits for 5 s."""
+    before, slow = many(jobs, 3), jobs.insert("odd", {"do": "never look", "seconds": 8}, short=True)
+    wake()
+    first = jobs.running(slow)
+    job = jobs.finished(slow, seconds=40)
+    assert (job["status"], job["attempt"], job["short"]) == ("succeeded", 1, False)
+    assert job["pid"] != first["pid"]
+    assert not jobs.attempts(slow)
+    assert {jobs.finished(job_id)["pid"] for job_id in before} == {first["pid"]}
+
+
 def test_a_cancel_sticks_for_one_that_has_not_begun(worker: Process, jobs: Jobs, cancel: Cancel, wake: Wake) -> None:
     slow = jobs.insert("sleep", {"seconds": 0.7}, short=True)
     behind = many(jobs, 1)[0]
