@@ -3,7 +3,6 @@
 import uvicorn
 
 from app import logs
-from app.api.server import HttpProtocol
 from app.settings import get_settings
 
 # For requests in progress, after SIGTERM.
@@ -19,7 +18,6 @@ def serve(application: str) -> None:
         # "" binds IPv4 and IPv6, which `::` with one process does not.
         host="" if settings.host in ("::", "") else settings.host,
         port=settings.port,
-        http=HttpProtocol,
         log_config=None,
         access_log=False,  # the middleware's line has the request id
         # Whoever stands in front (a platform's router, a proxy) is the only one who can reach the port.
