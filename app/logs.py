@@ -19,11 +19,14 @@ def _without_color_message(logger: object, name: str, event: EventDict) -> Event
     return event
 
 
-_encode = json.JSONEncoder(default=repr).encode
+_encode = json.JSONEncoder(default=repr, allow_nan=False).encode
 
 
 def _as_json(logger: object, name: str, event: EventDict) -> str:
-    return _encode(event)
+    try:
+        return _encode(event)
+    except (TypeError, ValueError):  # a key that is no text, NaN: no reason to end the work that a line speaks of
+        return _encode({key: value if isinstance(value, str) else repr(value) for key, value in event.items()})
 
 
 class _Lines:

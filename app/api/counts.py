@@ -3,16 +3,20 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 
 from psycopg.rows import DictRow
 
+from app.api.errors import Problem
 from app.api.within import within
+from app.database import CONNECTION_LOST
 from app.jobs import statements
 from app.queues import ALL_QUEUES
 
 # So many waiting jobs of a queue are counted for every caller. More than that are counted all once in a while.
 EXACT_UP_TO = 10_000
 FRESH_SECONDS = 10.0
+COUNT_ALL_SECONDS = 2.0
 
 
 class QueueCounts:
@@ -59,9 +63,12 @@ class QueueCounts:
         fresh = {name for name, (_, moment) in self._many.items() if began - moment < FRESH_SECONDS}
         stale = [row["name"] for row in many if row["name"] not in fresh]
         if stale:
-            self._many.update({row["name"]: (row["queued"], began) for row in await self._count(stale, None)})
+            # So many that it takes too long: then an old count, or the 10,001 that were counted.
+            with suppress(*CONNECTION_LOST, Problem, TimeoutError):
+                async with asyncio.timeout(COUNT_ALL_SECONDS):
+                    self._many.update({row["name"]: (row["queued"], began) for row in await self._count(stale, None)})
         for row in many:
-            row["queued"] = self._many[row["name"]][0]
+            row["queued"], _ = self._many.get(row["name"], (row["queued"], 0))
         return rows
 
     async def _count(self, queues: list[str], most: int | None) -> list[DictRow]:

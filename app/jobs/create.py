@@ -9,6 +9,7 @@ import hashlib
 import json
 import time
 from collections.abc import Iterable, Sequence
+from contextvars import Context
 from itertools import accumulate, islice, takewhile
 from typing import Any, NamedTuple, cast
 from uuid import UUID
@@ -121,7 +122,8 @@ class Creator:
         call = _Call(job, asyncio.get_running_loop().create_future(), time.monotonic())
         self._waiting.append(call)
         if len(self._lanes) < LANES:
-            self._lanes.add(asyncio.create_task(self._lane()))
+            # In no request's context: what is logged there speaks for all of them.
+            self._lanes.add(asyncio.create_task(self._lane(), context=Context()))
         return call.created
 
     async def all_or_none(self, jobs: Sequence[NewJob]) -> list[Created]:

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Coroutine
 from typing import Any
 
+import psycopg
 import pytest
 
 from app.api import counts
@@ -20,6 +21,7 @@ class Table:
         self.asked: list[dict[str, Any]] = []
         self.answers = asyncio.Event()
         self.error: Exception | None = None
+        self.takes_too_long = False  # to count them all
 
     def answer_once(self) -> None:
         """Whoever waits now gets an answer, and nobody else."""
@@ -30,6 +32,8 @@ class Table:
         self.asked.append(params)
         found = min(self.queued, params["most"] or self.queued)
         await self.answers.wait()
+        if self.takes_too_long and params["most"] is None:
+            raise psycopg.errors.QueryCanceled
         if self.error:
             raise self.error
         return [{"name": name, "queued": found} for name in params["queues"]]
@@ -135,5 +139,15 @@ def test_many_are_counted_once_in_a_while(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(counts, "FRESH_SECONDS", 0)
         table.queued = EXACT_UP_TO + 60
         assert {row["queued"] for row in await looks.now()} == {EXACT_UP_TO + 60}
+
+    run(test())
+
+
+def test_a_backlog_that_cannot_be_counted_is_still_shown() -> None:
+    async def test() -> None:
+        table = Table()
+        table.queued, table.takes_too_long = EXACT_UP_TO + 5, True
+        table.answers.set()
+        assert {row["queued"] for row in await QueueCounts(table.query).now()} == {EXACT_UP_TO + 1}
 
     run(test())

@@ -50,6 +50,11 @@ log.info("job_ended", status="succeeded", odd=b"\\x00", text="ü\\nü\\ud800")
     }
 
 
+def test_a_value_that_json_does_not_have_ends_nobodys_work() -> None:
+    [line] = parsed('log.info("odd", ratio=float("nan"), counts={(1, 2): 3})')
+    assert (line["message"], line["ratio"], line["counts"]) == ("odd", "nan", "{(1, 2): 3}")
+
+
 def test_a_line_of_the_standard_library() -> None:
     [line] = parsed('logging.getLogger("some.library").warning("%s is full", "it", extra={"room": 0})')
     assert line.pop("timestamp").endswith("Z")
