@@ -20,8 +20,8 @@ from app.settings import Settings, get_settings, split_redis_url
 def visibility_timeout(settings: Settings) -> int:
     """Seconds after which Redis gives an unacknowledged message to another worker.
 
-    Above the longest hard limit, so that it never strikes a job that runs. It is not what rescues jobs (leases are); a
-    message that comes back after hours finds its job done and is dropped.
+    Above the longest hard limit, so that it strikes no task that runs. It is not what rescues jobs: leases are, and
+    `worker/channel.py` leaves their messages out of it.
     """
     longest = max((kind.limits(settings)[1] for kind in all_kinds().values()), default=0)
     return max(settings.visibility_seconds, longest + 300)

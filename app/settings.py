@@ -128,7 +128,7 @@ class Settings(BaseSettings):
         if self.job_time_limit and not 0 < self.job_soft_time_limit < self.job_time_limit:
             yield "JOB_SOFT_TIME_LIMIT must be above 0 and below JOB_TIME_LIMIT"
         if self.visibility_timeout is not None and self.visibility_timeout <= self.job_time_limit:
-            yield "VISIBILITY_TIMEOUT must be above JOB_TIME_LIMIT: messages of running jobs would come twice"
+            yield "VISIBILITY_TIMEOUT must be above JOB_TIME_LIMIT: tasks that still run would come twice"
         known = {*QUEUES_FOR_JOBS, "maintenance"}
         if not self.worker_queues or not known.issuperset(self.worker_queues):
             yield f"WORKER_QUEUES may name {', '.join(sorted(known))}"
