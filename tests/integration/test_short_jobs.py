@@ -2,12 +2,14 @@
 
 import os
 import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from uuid import UUID
 
 import httpx
 import pytest
+from celery.exceptions import Reject
 
 from app.database import Database
 from app.jobs import dispatch, messages, statements
@@ -16,7 +18,9 @@ from tests.integration.conftest import Cancel, Jobs, events
 from tests.processes import Process, serving
 from tests.servers import Redis
 from tests.waiting import until
+from worker import short_jobs, shutdown, tasks
 from worker.maintenance.cleanup_orphaned_jobs import rescue
+from worker.runner import Claim, Runner
 
 Wake = Callable[[], None]
 
@@ -131,6 +135,33 @@ def test_a_poisonous_one_breaks_its_group_once(worker: Process, jobs: Jobs, wake
         assert (row["status"], row["attempt"]) == ("succeeded", 1)
         assert not jobs.attempts(job_id)
     assert len((tmp_path / "x").read_text().splitlines()) == 10
+
+
+def test_a_slow_claim_uses_up_no_slice(
+    runner: Runner, redis: Redis, jobs: Jobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or a group would go back unbegun as long as PostgreSQL is slow, which keeps it slow."""
+    ids, claim = many(jobs, 3), runner.claim_short
+
+    def slow(queue: str, most: int) -> list[Claim]:
+        claims = claim(queue, most)
+        time.sleep(0.3)
+        return claims
+
+    monkeypatch.setattr(short_jobs, "SLICE_SECONDS", 0.2)
+    monkeypatch.setattr(runner, "claim_short", slow)
+    short_jobs.run(runner, redis.client, "default")
+    assert {jobs.get(job_id)["status"] for job_id in ids} == {"succeeded"}
+
+
+def test_a_wake_up_that_a_stopping_worker_took_goes_back() -> None:
+    shutdown.begin()
+    try:
+        with pytest.raises(Reject) as refused:
+            tasks.run_short_jobs("default")
+    finally:
+        shutdown.reset()
+    assert refused.value.requeue  # type: ignore[attr-defined]
 
 
 def test_rescue_counts_nothing_for_a_group(database: Database, jobs: Jobs, settings: Settings) -> None:
