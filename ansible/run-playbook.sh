@@ -44,4 +44,19 @@ if ! command -v ansible-playbook >/dev/null; then
 fi
 ANSIBLE_CONFIG=${ANSIBLE_CONFIG:-$here/ansible.cfg}
 export ANSIBLE_CONFIG PATH
+
+# Ansible calls it a success when there is no host to work on: who automates this would read "healthy", or "purged".
+code=0
+hosts=$(ansible-playbook "$playbook" "$@" --list-hosts 2>&1) || code=$?
+case $hosts in
+*"hosts ("[1-9]*) ;;
+*"hosts (0)"* | *"No inventory was parsed"*)
+  echo "No host matches: the hosts of the group jobstack stand in ansible/inventory.yaml, made from inventory.example.yaml." >&2
+  exit 2
+  ;;
+esac
+if [ "$code" != 0 ]; then
+  echo "$hosts" >&2
+  exit "$code"
+fi
 exec ansible-playbook "$playbook" "$@"

@@ -126,6 +126,19 @@ def test_duplicates_are_removed(run: Run, full_queue: Callable[[], list[str]]) -
         assert done.returncode == 0, done
         assert f"changed={changed}" in done.stdout
     assert sorted(full_queue()) == sorted(set(before))
+    done = run("purge_celery_duplicates.yaml", "-e", '{"queues": "default; exit 0"}', **there)
+    assert done.returncode == 2, done
+    assert "Say which queues" in done.stdout
+
+
+def test_no_host_is_no_success(tmp_path: Path) -> None:
+    inventory = tmp_path / "inventory.json"
+    for text in (None, '{"others": {"hosts": {"here": {"ansible_connection": "local"}}}}'):
+        if text:
+            inventory.write_text(text)
+        done = play("doctor.yaml", "--inventory", str(inventory))
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done
+        assert "No host matches" in done.stderr
 
 
 def test_they_are_clean(run: Run) -> None:
