@@ -11,12 +11,14 @@ from typing import Annotated, Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import typer
+from celery.states import READY_STATES
 
 from app.jobs import statements
+from app.jobs.messages import RUN_JOB
 from app.jobs.requests import shown
 from scripts import helper, looks
 from scripts.broker import Broker
-from scripts.helper import FINE, FOUND, AsJson, DryRun, Script, count
+from scripts.helper import FINE, FOUND, AsJson, DryRun, Script, count, stop
 from scripts.whereabouts import Whereabouts, find, judge, look, take_away, withdraw
 
 app = helper.commands(help=__doc__)
@@ -91,9 +93,16 @@ def cleanup(
     dry_run: DryRun = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Taken for other scripts' sake: this never asks.")] = False,
 ) -> None:
-    """Takes away what a finished task left in Redis: messages, unacknowledged copies, its result. The row stays."""
+    """Takes away what a finished task left in Redis: messages, unacknowledged copies, its result. The row stays.
+
+    Exits 2 where a Celery task has not ended.
+    """
     script = Script(as_json)
     found = find(script, task_id)
+    if _is_to_come(found):
+        # Its message is all there is of it: a job has its row, a Celery task would be gone for good.
+        state = judge(found, script.settings).state
+        stop(f"{found.id} is {state} and may still run. Next: task_manager.py revoke {found.id} ends it.", state=state)
     if found.active or found.reserved or (found.row and found.row["status"] in ("queued", "running")):
         script.say("It is not over, so what is in Redis is needed.")
         script.next(f"task_manager.py revoke {found.id}, then cleanup.")
@@ -108,6 +117,12 @@ def cleanup(
         Broker(script.redis, script.celery, results=script.results).forget_result(name)
     script.say(f"Removed: {said}.")
     script.done(FINE, removed=what)
+
+
+def _is_to_come(found: Whereabouts) -> bool:
+    """Whether it is a Celery task, and no message of a job that is gone, of which no result says that it ended."""
+    ended = any(result.get("status") in READY_STATES for result, _ in found.results.values())
+    return found.row is None and found.is_in_celery and found.tasks != {RUN_JOB} and not ended
 
 
 def _tell(script: Script, found: Whereabouts) -> None:

@@ -135,6 +135,27 @@ def test_what_a_finished_task_left_is_taken_away(script: Script, jobs: Jobs, red
     assert script("task_manager", "cleanup", "abc", "--yes").json["removed"]["results"] == 1
 
 
+def test_what_has_not_run_yet_is_not_taken_away(script: Script, db: object, redis: Redis) -> None:
+    redis.client.lpush(MAINTENANCE, messages.envelope("nap", MAINTENANCE, "waits", []))
+    # It waits for its time in a worker that does not answer.
+    held = json.loads(messages.envelope("nap", "default", "held", [], eta="2100-01-01T00:00:00+00:00"))
+    redis.client.hset("unacked", "tag", json.dumps([held, "", "default"]))
+    redis.client.zadd("unacked_index", {"tag": time.time() - 100})
+    redis.client.set("celery-task-meta-held", '{"status": "RETRY", "result": null}')
+    for task_id in ("waits", "held"):
+        for more in (["--yes"], ["--dry-run"]):
+            ran = script("task_manager", "cleanup", task_id, *more)
+            assert ran.code == 2
+            assert f"task_manager.py revoke {task_id}" in ran.json["error"]
+    assert (redis.length(MAINTENANCE), redis.client.hlen("unacked")) == (1, 1)
+    redis.client.set("celery-task-meta-held", '{"status": "SUCCESS", "result": 1}')
+    assert script("task_manager", "cleanup", "held").json["removed"] == {"messages": 0, "unacked": 1, "results": 1}
+    # It speaks of a job whose row is gone: no worker would run it.
+    gone = str(uuid4())
+    redis.client.lpush("default", messages.envelope("run_job", "default", f"{gone}:1", [gone]))
+    assert script("task_manager", "cleanup", gone).json["removed"]["messages"] == 1
+
+
 @pytest.mark.parametrize("bad", ["", "a\nb", "x" * 300, "\x1b[2J"])
 def test_a_bad_id_is_one_sentence(script: Script, bad: str) -> None:
     ran = script("task_manager", "status", bad, text=True)
