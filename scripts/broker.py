@@ -7,7 +7,7 @@ A queue is up to four lists, one for each of Celery's priorities; ours all have 
 
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from secrets import token_hex
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -48,9 +48,16 @@ class Message(NamedTuple):
         return self.task == RUN_SHORT_JOBS
 
     @property
-    def whose(self) -> str:
-        """What it is about: copies of a message agree in this, and so do the wake-ups of a queue."""
-        return RUN_SHORT_JOBS if self.is_wake_up else str(self.job_id or self.id or self.raw)
+    def whose(self) -> Hashable:
+        """What it is about: copies of a message agree in this, and so do the wake-ups of a queue.
+
+        An id is not enough for an owner's tasks: Celery takes any, also the same one for other arguments.
+        """
+        if self.is_wake_up:
+            return RUN_SHORT_JOBS
+        if self.job_id or self.id is None:
+            return self.job_id or self.raw
+        return self.task, self.id, self.eta, self.retries, json.dumps(json.loads(self.raw).get("body"))
 
 
 class Held(NamedTuple):

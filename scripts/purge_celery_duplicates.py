@@ -7,6 +7,7 @@ python scripts/purge_celery_duplicates.py default
 
 import sys
 from collections import Counter
+from collections.abc import Hashable
 from pathlib import Path
 from uuid import UUID
 
@@ -59,7 +60,7 @@ def plan(script: Script, waiting: list[Message]) -> tuple[list[tuple[Message, in
     for start in range(0, len(ids) or 1, IDS_AT_ONCE):
         rows = script.sql(looks.STATUSES, {"ids": ids[start : start + IDS_AT_ONCE]})
         status |= {row["id"]: row["status"] for row in rows}
-    needed: set[str] = set()
+    needed: set[Hashable] = set()
     unwanted: Counter[tuple[str, bytes]] = Counter()
     example: dict[tuple[str, bytes], Message] = {}
     counted = {"duplicates": 0, "finished": 0, "wake_ups": 0}

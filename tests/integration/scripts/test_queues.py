@@ -88,6 +88,18 @@ def test_500_duplicates_leave_the_oldest(script: Script, jobs: Jobs, redis: Redi
     assert script("purge_celery_duplicates", "--yes").json["removed"] == 0
 
 
+def test_what_only_shares_an_id_is_no_copy(script: Script, db: object, redis: Redis) -> None:
+    for args, headers in ((["x"], {}), (["y"], {}), (["x"], {"retries": 1}), (["x"], {"eta": "2100-01-01T00:00:00"})):
+        redis.client.lpush("default", messages.envelope("report", "default", "nightly", args, **headers))
+    redis.client.lpush("default", messages.envelope("mail", "default", "nightly", ["x"]))
+    before: list[bytes] = redis.client.lrange("default", 0, -1)  # type: ignore[assignment]
+    # Sent again: all but the delivery tag is the same.
+    redis.client.lpush("default", messages.envelope("report", "default", "nightly", ["y"]))
+    ran = script("purge_celery_duplicates", "default", "--yes")
+    assert ran.json["found"] == {"default": {"duplicates": 1, "finished": 0, "wake_ups": 0}}
+    assert redis.client.lrange("default", 0, -1) == before
+
+
 def test_no_job_is_lost_while_workers_run(script: Script, jobs: Jobs, redis: Redis, start: Callable[..., Any]) -> None:
     many = [jobs.start() for _ in range(200)]
     for _ in range(4):
