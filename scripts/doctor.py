@@ -391,6 +391,10 @@ class Doctor:
     def storage(self) -> Iterator[Finding]:
         url = urlsplit(self.settings.storage_url)
         where = without_password(self.settings.storage_url)
+        # Whoever opens it makes the folder: of a path with a typo it would be said that it answers.
+        if url.scheme == "file" and not Path(unquote(url.path)).is_dir():
+            yield Finding("storage", "problem", f"{where} is no folder that is there.", "STORAGE_URL; mkdir, mount?")
+            return
         try:
             within(5, lambda: asyncio.run(FileStore(self.settings).check()))
         except Exception as error:  # noqa: BLE001 - whatever the storage's library raises
@@ -398,7 +402,7 @@ class Doctor:
             yield Finding("storage", "problem", f"{where} cannot be used: {sentence(error)}", fix)
         else:
             yield Finding("storage", "ok", f"{where} answers")
-        if url.scheme == "file" and Path(unquote(url.path)).exists():
+        if url.scheme == "file":
             disk = shutil.disk_usage(unquote(url.path))
             free = disk.free / disk.total
             level = "problem" if free < 0.02 else "warning" if free < 0.1 else "ok"

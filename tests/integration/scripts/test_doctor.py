@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -142,6 +143,13 @@ def test_what_is_wrong_is_found(script: Script, db: psycopg.Connection[DictRow],
         assert "migrations" in found(script("doctor"), "problem")
     finally:
         db.execute("ALTER TABLE hidden RENAME TO alembic_version")
+
+
+def test_a_storage_folder_is_not_made(script: Script, db: object, tmp_path: Path) -> None:
+    typo = tmp_path / "fiels"
+    problems = found(script("doctor", STORAGE_URL=typo.as_uri()), "problem")
+    assert "is no folder that is there" in problems["storage"]
+    assert not typo.exists()
 
 
 def test_watching_goes_on(environment: Redis, db: object) -> None:
