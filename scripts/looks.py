@@ -29,6 +29,9 @@ OVER = ("succeeded", "failed", "cancelled")
 NOT_ENDED = """
 SELECT id FROM jobs WHERE id = ANY(%(ids)s::uuid[]) AND status IN ('queued', 'running') AND cancel_requested_at IS NULL
 """
+ENDING = """
+SELECT id FROM jobs WHERE id = ANY(%(ids)s::uuid[]) AND status = 'running' AND cancel_requested_at IS NOT NULL
+"""
 
 # A run was counted, and another is to come or has begun. Both sides are walks of small indexes.
 RETRYING = f"""

@@ -61,9 +61,9 @@ def stop_one(script: Script, task_id: str, *, dry_run: bool) -> None:
     if dry_run:
         script.say(f"{found.id} is {state} and would be ended.")
         script.done(FOUND, would_stop=[found.id])
-    job = found.row and found.row["id"]
-    still = end(script, [job] if job else [], [] if job else [found.id])
-    _report(script, [found.id], still, jobs=job is not None)
+    jobs = [found.row["id"]] if found.row else []
+    still = end(script, jobs, [] if jobs else [found.id])
+    _report(script, [found.id], still, jobs)
 
 
 def stop_all(script: Script, *, dry_run: bool, yes: bool) -> None:
@@ -83,13 +83,14 @@ def stop_all(script: Script, *, dry_run: bool, yes: bool) -> None:
         script.next("the same with --yes stops them; stop_retries.py ID stops one." if found else "nothing.")
         script.done(FOUND if found else FINE, would_stop=found)
     script.confirm(f"{said} Jobs among them will be cancelled, Celery tasks taken out of Redis.", yes)
-    still = end(script, [row["id"] for row in rows], list(tasks))
+    jobs = [row["id"] for row in rows]
+    still = end(script, jobs, list(tasks))
     new = [str(row["id"]) for row in script.sql(looks.RETRYING)] + list(waiting_tasks(survey(script)))
     if new := sorted(set(new) - set(found)):
         script.say(
             f"Since then {count(len(new), 'other')} failed and will be tried again: {', '.join(new[:5])}", "yellow"
         )
-    _report(script, found, still, jobs=bool(rows), since=new)
+    _report(script, found, still, jobs, since=new)
 
 
 def waiting_tasks(seen: Survey) -> dict[str, str]:
@@ -149,9 +150,22 @@ def end(script: Script, jobs: list[UUID], tasks: list[str]) -> list[str]:
             time.sleep(0.5)
 
 
-def _report(script: Script, asked: list[str], still: list[str], *, jobs: bool, **more: Any) -> None:
+def still_running(script: Script, jobs: list[UUID]) -> list[str]:
+    """Those that run although their cancel is recorded. Their worker needs a heartbeat or a checkpoint to notice."""
+    until = time.monotonic() + PROOF_SECONDS
+    while jobs:
+        rows = script.sql(looks.ENDING, {"ids": jobs})
+        if not rows or time.monotonic() > until:
+            return [str(row["id"]) for row in rows]
+        time.sleep(0.5)
+    return []
+
+
+def _report(script: Script, asked: list[str], still: list[str], jobs: list[UUID], **more: Any) -> None:
+    ending = still_running(script, jobs)
     facts: dict[str, Any] = {
-        "stopped": [name for name in asked if name not in set(still)],
+        "stopped": [name for name in asked if name not in {*still, *ending}],
+        "ending": ending,
         "still_there": still,
         **more,
     }
@@ -161,10 +175,17 @@ def _report(script: Script, asked: list[str], still: list[str], *, jobs: bool, *
             f"task_manager.py status {still[0]} says who has it; ending that worker ends it: it is in no queue."
         )
         script.done(FOUND, **facts)
+    left = "Looked again: none of them is left."
+    if ending:
+        runs = "runs until its" if len(ending) == 1 else "run until their"
+        left = (
+            f"{len(ending)} still {runs} next checkpoint and cannot succeed any more: {', '.join(ending[:5])}"
+            f"{' ...' if len(ending) > 5 else ''}"
+        )
     script.say(
-        f"Stopped: {', '.join(asked[:5])}{f' and {len(asked) - 5:,} more' if len(asked) > 5 else ''}. "
-        "Looked again: none of them is left.",
-        "green",
+        f"{'Cancelled' if ending else 'Stopped'}: {', '.join(asked[:5])}"
+        f"{f' and {len(asked) - 5:,} more' if len(asked) > 5 else ''}. {left}",
+        "yellow" if ending else "green",
     )
     which = asked[0] if len(asked) == 1 else "ID"
     again = f"; POST /api/jobs/{which}/retry runs a job again" if jobs else ""

@@ -32,6 +32,20 @@ def test_a_job_that_is_retried_in_postgresql_is_stopped(
     assert jobs.get(bystander)["status"] == "queued"
 
 
+def test_a_job_that_still_runs_is_not_called_stopped(script: Script, jobs: Jobs, redis: Redis) -> None:
+    lease = {"lease_expires_at": "2100-01-01", "heartbeat_at": "now()"}
+    first, second = [
+        jobs.insert(status="running", attempt=2, lease_token=uuid4(), worker="w", **lease) for _ in range(2)
+    ]
+    waits = jobs.insert(run_at="2100-01-01", attempt=2)
+    ran = script("stop_retries", first, text=True)
+    assert ran.code == 0
+    assert "none of them is left" not in ran.out
+    assert f"1 still runs until its next checkpoint and cannot succeed any more: {first}" in " ".join(ran.out.split())
+    ran = script("stop_retries", "--all-retries", "--yes")
+    assert (ran.code, ran.json["stopped"], ran.json["ending"]) == (0, [str(waits)], [str(second)])
+
+
 def test_a_celery_loop_with_a_live_worker_is_stopped(script: Script, redis: Redis, looping: Callable[..., Any]) -> None:
     process = looping()
     quick = celery_app.send_task("retry_for_ever", [0.2], queue="default")
