@@ -69,7 +69,8 @@ def main(
     }
     while True:  # with connections of its own each time, since servers come and go
         script = Script(as_json)
-        _ = script.celery  # may be configured so that nothing fits
+        if script.settings.jobs_execution == "celery":
+            _ = script.celery  # may be configured so that nothing fits
         findings = list(Doctor(script).findings())
         code = FOUND if any(finding.level == "problem" for finding in findings) else FINE
         if watch and not as_json:
@@ -98,15 +99,16 @@ class Doctor:
 
     def __init__(self, script: Script) -> None:
         self.script, self.settings = script, script.settings
+        # Without Redis, workers and beat: they may be there, but not for this stack.
+        self.inline = script.settings.jobs_execution == "inline"
 
     def findings(self) -> Iterator[Finding]:
         # Side by side: each may take its whole time to find out that nobody answers.
-        opening: dict[str, Future[Any]] = {
-            "postgres": begin(self.script.open_database),
-            "redis": begin(self.script.open_redis),
-        }
+        opening: dict[str, Future[Any]] = {"postgres": begin(self.script.open_database)}
+        away = {"redis"} if self.inline else set()
+        if not self.inline:
+            opening["redis"] = begin(self.script.open_redis)
         yield from self._run("settings", self.rules)
-        away = set()
         for name, future in opening.items():
             try:
                 opened = future.result(CHECK_SECONDS)
@@ -160,6 +162,9 @@ class Doctor:
         yield Finding(
             "settings", "ok", f"heartbeat {s.job_heartbeat_seconds:g} s, lease {s.job_lease_seconds:g} s, {limits}"
         )
+        if self.inline:
+            text = "JOBS_EXECUTION=inline: the API runs the jobs; Redis, workers and beat are not looked at"
+            yield Finding("settings", "ok", text)
         try:
             ZoneInfo(s.schedule_timezone)
         except (KeyError, ValueError, OSError):
@@ -373,8 +378,6 @@ class Doctor:
             yield Finding("unacked", "ok", f"{count(len(held), 'message')} of tasks that are no jobs with workers")
 
     def beat(self) -> Iterator[Finding]:
-        if self.settings.jobs_execution == "inline":
-            return
         seen = debug_beat_service.look(self.script)
         diagnosis = debug_beat_service.diagnose(seen)
         fine = diagnosis.code == FINE
@@ -414,7 +417,9 @@ class Doctor:
             yield Finding("disk", level, f"{size(disk.free)} of {size(disk.total)} free where files are", fix)
 
     def certificates(self) -> Iterator[Finding]:
-        urls = {"Redis": self.settings.broker_url, "Redis for results": self.settings.result_backend_url}
+        urls = {}
+        if not self.inline:
+            urls = {"Redis": self.settings.broker_url, "Redis for results": self.settings.result_backend_url}
         for name, url in urls.items():
             parts = urlsplit(url)
             if parts.scheme != "rediss" or (name != "Redis" and url == self.settings.broker_url):

@@ -30,7 +30,7 @@ from app import logs
 from app.database import CONNECTION_LOST, Database, Params
 from app.jobs import messages
 from app.queues import ALL_QUEUES
-from app.settings import Settings, get_settings, split_redis_url, without_password
+from app.settings import Settings, SettingsError, get_settings, split_redis_url, without_password
 
 T = TypeVar("T")
 
@@ -76,6 +76,8 @@ def run(main: Callable[..., Any] | typer.Typer) -> NoReturn:
         code = COULD_NOT
     except (psycopg.errors.UndefinedTable, psycopg.errors.UndefinedColumn) as error:
         stop(f"The database does not have this code's schema ({error.diag.message_primary}). Next: make migrate")
+    except SettingsError as error:
+        stop(f"{error} (this script needs it, although JOBS_EXECUTION=inline does not).")
     except (*CONNECTION_LOST, RedisError, ConnectionError, TimeoutError) as error:
         stop(f"A connection was lost half-way: {sentence(error)} Next: doctor.py, then the same again.")
     except Exception as error:  # noqa: BLE001 - whatever it is, one sentence and exit code 2
@@ -174,7 +176,10 @@ def settings_or_exit() -> Settings:
     try:
         settings = get_settings()
         # Read late, by their drivers: a URL that cannot be read is a wrong setting too.
-        for url in (settings.database_conninfo, settings.broker_url, settings.result_backend_url):
+        urls = [settings.database_conninfo]
+        if settings.jobs_execution == "celery":  # the other needs no Redis
+            urls += [settings.broker_url, settings.result_backend_url]
+        for url in urls:
             _ = urlsplit(url).port
     except SystemExit as error:
         stop(str(error).replace("cannot start", "cannot be reached from here"))

@@ -152,6 +152,22 @@ def test_a_storage_folder_is_not_made(script: Script, db: object, tmp_path: Path
     assert not typo.exists()
 
 
+@pytest.mark.parametrize("redis_url", ["", "redis://127.0.0.1:1/0"])
+def test_inline_needs_neither_redis_nor_workers(script: Script, jobs: Jobs, tmp_path: Path, redis_url: str) -> None:
+    jobs.insert(run_at="2020-01-01")
+    env = {"JOBS_EXECUTION": "inline", "REDIS_URL": redis_url, "STORAGE_URL": tmp_path.as_uri()}
+    ran = script("doctor", **env)
+    assert (ran.code, found(ran, "problem")) == (0, {}), ran
+    assert found(ran, "warning").keys() <= {"postgres", "disk"}, "the tests' server, this machine's disk"
+    checks = {one["check"] for one in ran.json["findings"]}
+    assert checks >= {"settings", "postgres", "migrations", "leases", "storage"}
+    assert not checks & {"redis", "queues", "workers", "drift", "beat"}
+    # Who needs it says so.
+    ran = script("purge_celery_queue", "--dry-run", **env)
+    assert ran.code == 2
+    assert "Redis" in ran.json["error"]
+
+
 def test_watching_goes_on(environment: Redis, db: object) -> None:
     command = [sys.executable, "scripts/doctor.py", "--watch", "--json"]
     process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
