@@ -115,7 +115,7 @@ def scrub(text: str) -> str:
         place = re.escape(secret)
         if re.fullmatch("[A-Za-z]+|.{1,5}", secret):
             # A word such as `redis` is a bad password and in half of our sentences: hidden where passwords stand.
-            place = rf"(?<=[:=@]){place}(?=[@&:'\"\s]|$)"
+            place = rf"(?<=[:=@]){place}(?=[@&:'\"\s]|$)|(?<=[/'\"]){place}(?=@)"
         text = re.sub(place, "***", text)
     return text
 
@@ -132,9 +132,14 @@ def _secrets() -> set[str]:
             found |= {entry.partition(":")[2].strip() for entry in value.split(",")}
         elif "://" in value:
             # Not by urlsplit, which refuses the very URLs that end up in error messages. A raw password may hold `?`.
-            rest = value.partition("://")[2]
+            scheme, _, rest = value.partition("://")
             for part in (rest, rest.partition("?")[0]):
-                found.add(part.rpartition("@")[0].partition(":")[2])
+                user, colon, password = part.rpartition("@")[0].partition(":")
+                if not colon and scheme.startswith("redis"):
+                    # Redis needs no user's name: whoever forgets the colon has the password in its place.
+                    password = user
+                # Written raw, it is cut in pieces by drivers, which then take one for the host, another for the port.
+                found |= {password, *(piece for piece in re.split("[@/?#:]", password) if len(piece) >= 3)}
             found |= set(re.findall(r"[?&][^=&]*(?:pass|secret|token|auth)[^=&]*=([^&#]*)", value, re.IGNORECASE))
     found |= {unquote(secret) for secret in found}
     found |= {form for secret in found for form in (quote(secret, ""), repr(secret)[1:-1], json.dumps(secret)[1:-1])}
@@ -183,8 +188,12 @@ def settings_or_exit() -> Settings:
             _ = urlsplit(url).port
     except SystemExit as error:
         stop(str(error).replace("cannot start", "cannot be reached from here"))
-    except ValueError as error:
-        stop(f"A URL in the environment cannot be read: {sentence(error)} Look at DATABASE_URL and REDIS_URL.")
+    except ValueError:
+        # Not with what urllib says: it quotes the piece of a raw password that it took for a port.
+        stop(
+            "A URL in the environment cannot be read. Look at DATABASE_URL and REDIS_URL: in a password, "
+            "@ / ? # : must be written as %40 %2F %3F %23 %3A."
+        )
     logs.configure(sys.stderr)
     return settings
 

@@ -1,11 +1,13 @@
 """What the scripts share: no password gets out, and nothing else is lost with it."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 
 from app.celery_app import celery_app
+from app.settings import get_settings
 from scripts import helper
 from scripts.helper import Script, scrub
 
@@ -44,6 +46,45 @@ def test_a_password_is_hidden_however_it_is_written(hidden: str) -> None:
 def test_a_password_that_is_a_word_is_hidden_where_passwords_stand() -> None:
     text = "redis at redis://me:redis@redis/0 and host=redis password=redis: no redis"
     assert scrub(text) == "redis at redis://me:***@redis/0 and host=*** password=***: no redis"
+
+
+@pytest.mark.parametrize(
+    ("url", "said", "hidden"),
+    [
+        # Drivers and urllib cut a URL at the first of these, wherever it was meant to be.
+        ("postgresql://u:Sup3r@S3cret@pg/x", "no host 'S3cret@pg'", "no host '***@pg'"),
+        ("postgresql://u:Super@Secret@pg/x", 'no host "Secret@pg"', 'no host "***@pg"'),
+        ("postgresql://u:Long3r/S3cret@pg/x", "as 'Long3r' or S3cret", "as '***' or ***"),
+        ("postgresql://u:Long3r?S3cret@pg/x", "as 'Long3r' or S3cret", "as '***' or ***"),
+        ("postgresql://u:Long3r#S3cret@pg/x", "as 'Long3r' or S3cret", "as '***' or ***"),
+        # The password where the user goes.
+        ("redis://S3cret@pg", "no redis://S3cret@pg", "no redis://***@pg"),
+        ("rediss://Secret@pg:1/0?ssl_cert_reqs=none", "no rediss://Secret@pg:1/0", "no rediss://***@pg:1/0"),
+        # What is none stays.
+        ("postgresql://jobstack:S3cret@pg/x", "at postgresql://jobstack:***@pg/x", "at postgresql://jobstack:***@pg/x"),
+        ("redis://pg:6379/0", "at redis://pg:6379/0", "at redis://pg:6379/0"),
+    ],
+)
+def test_a_url_that_was_written_wrongly_hides_it_too(
+    url: str, said: str, hidden: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOME_URL", url)
+    assert scrub(said) == hidden
+
+
+@pytest.mark.parametrize("password", ["Sup3r/S3cret", "Sup3r?S3cret", "Sup3r#S3cret", "Secret/x", "12a/b"])
+def test_a_url_that_cannot_be_read_is_not_quoted(
+    password: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", f"postgresql://u:{password}@pg/x")
+    get_settings.cache_clear()
+    with pytest.raises(SystemExit) as ended:
+        helper.settings_or_exit()
+    get_settings.cache_clear()
+    assert ended.value.code == 2
+    said = capsys.readouterr().err
+    assert "DATABASE_URL" in said
+    assert not re.search("sup3r|s3cret|secret|12a", said, re.IGNORECASE)
 
 
 def test_json_stays_whole(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
