@@ -62,6 +62,9 @@ stop_facts: Callable[[str], dict[str, Any]] = no_facts
 
 def run(main: Callable[..., Any] | typer.Typer) -> NoReturn:
     """Runs a script's function and ends this process. Nobody sees a traceback: who is on call needs a sentence."""
+    global _as_json
+    # Before the options are read: a wrong one is to be told in JSON too.
+    _as_json = "--json" in sys.argv
     if isinstance(main, typer.Typer):
         app = main
     else:
@@ -83,7 +86,10 @@ def run(main: Callable[..., Any] | typer.Typer) -> NoReturn:
     except Exception as error:  # noqa: BLE001 - whatever it is, one sentence and exit code 2
         stop(f"It failed in a way nobody thought of, {type(error).__name__}: {sentence(error)}")
     # Not sys.exit: a thread that hangs in a name server's silence must not keep the process.
-    sys.stdout.flush()
+    try:
+        sys.stdout.flush()
+    except OSError as error:
+        _unwritten(error)
     sys.stderr.flush()
     os._exit(code or FINE)
 
@@ -157,7 +163,16 @@ def scrubbed(value: Any) -> Any:
 
 
 def _print_json(facts: dict[str, Any]) -> None:
-    print(json.dumps(scrubbed(facts)), flush=True)
+    try:
+        print(json.dumps(scrubbed(facts)), flush=True)
+    except OSError as error:
+        _unwritten(error)
+
+
+def _unwritten(error: OSError) -> NoReturn:
+    """A full disk, or a pipe that nobody reads. Ends at once: Python's own end would try again, and fail with 120."""
+    print(f"The answer could not be written: {sentence(error)}", file=sys.stderr, flush=True)
+    os._exit(COULD_NOT)
 
 
 def load_environment() -> None:

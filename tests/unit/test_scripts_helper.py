@@ -2,6 +2,9 @@
 
 import json
 import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -113,3 +116,27 @@ def test_a_prefix_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
         _ = script.celery
     assert ended.value.code == 2
     assert "global_keyprefix" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [["--nonsense"], ["one", "two"], ["--check"]])
+def test_a_usage_error_is_json_too(arguments: list[str]) -> None:
+    command = [sys.executable, "scripts/stop_retries.py", "--json", *arguments]
+    done = subprocess.run(command, cwd=helper.ROOT, capture_output=True, text=True, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (2, "")
+    said = json.loads(done.stdout)
+    assert said["ok"] is False
+    assert "--help" in said["error"]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has a device that is always full")
+@pytest.mark.parametrize("arguments", [["doctor.py", "--json"], ["stop_retries.py", "--json"], ["doctor.py"]])
+def test_an_answer_that_cannot_be_written_is_none(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DATABASE_URL", "postgresql://u@127.0.0.1:1/x")
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:1/0")
+    command = [sys.executable, f"scripts/{arguments[0]}", *arguments[1:]]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, cwd=helper.ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False, timeout=60
+        )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "No space left on device" in done.stderr
