@@ -16,6 +16,8 @@ from app.jobs.messages import RUN_JOB, RUN_SHORT_JOBS, envelope, job_id_of, wake
 
 # Redis is asked for so many things at a time: more would keep everybody else waiting.
 BATCH = 500
+# So many messages from each end of a list are looked at where all might be too many: a whole window may lie on one.
+NEAR = 1000
 WORKER_SECONDS = 1.0
 RESULT_PREFIX = "celery-task-meta-"
 
@@ -149,7 +151,11 @@ class Broker:
         return [parse(key, raw) for key, messages in found for raw in reversed(messages)]
 
     def has_wake_up(self, queue: str) -> bool:
-        return any(message.is_wake_up for message in self.waiting(queue))
+        """Whether one lies near the ends of a list: it is sent anew all the time, and a list may be of any length."""
+        pipe = self.client.pipeline(transaction=True)
+        for key in self.lists(queue):
+            pipe.lrange(key, 0, NEAR - 1).lrange(key, -NEAR, -1)
+        return any(parse(queue, raw).is_wake_up for messages in pipe.execute() for raw in messages)
 
     def held(self) -> Iterator[Held]:
         """What workers have not acknowledged; also what dead ones left behind."""

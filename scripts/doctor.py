@@ -48,6 +48,8 @@ STYLES = {"ok": "green", "warning": "yellow", "problem": "red"}
 OLDEST_SECONDS = 300
 # A message may be on its way, or with a worker that is about to claim it.
 SETTLE_SECONDS = 15
+# Above it nobody looks at each message of a queue: that takes kilobytes and time for each.
+MANY_MESSAGES = 50_000
 DAY = 86400
 OLDEST_REDIS = (6, 2)
 
@@ -335,10 +337,16 @@ class Doctor:
         )
 
     def drift(self) -> Iterator[Finding]:
-        lost = self._lost()
+        depths = self.broker.depths(JOB_QUEUES)
+        full = [queue for queue in JOB_QUEUES if depths[queue] > MANY_MESSAGES]
+        for queue in full:
+            text = f"{queue}: too many messages ({depths[queue]:,}) to look for jobs without one."
+            yield Finding("drift", "warning", text, f"purge_celery_duplicates.py {queue}")
+        looked_at = [queue for queue in JOB_QUEUES if queue not in full]
+        lost = self._lost(looked_at)
         if any(lost.values()):
             time.sleep(2)  # a worker may just have taken one, and not have claimed it yet
-            again = self._lost()
+            again = self._lost(looked_at)
             lost = {queue: ids & again.get(queue, set()) for queue, ids in lost.items()}
         total = sum(map(len, lost.values()))
         # Short jobs have no message each, but somebody must look for them.
@@ -354,7 +362,7 @@ class Doctor:
             names = ", ".join(queue for queue, ids in lost.items() if ids)
             text = f"{count(total, 'job')} of {names} should have a message and have none; repair sends it in a minute."
             yield Finding("drift", "warning", text, "rebuild_queue.py now; if it comes again: debug_beat_service.py")
-        elif not asleep:
+        elif not asleep and not full:
             yield Finding("drift", "ok", f"every job whose message was sent over {SETTLE_SECONDS} s ago has one")
 
     def _is_woken(self, queue: str) -> bool:
@@ -363,8 +371,8 @@ class Doctor:
         )
         return runs or self.broker.has_wake_up(queue)
 
-    def _lost(self) -> dict[str, set[Any]]:
-        rows = self.script.sql(statements.SETTLED, {"queues": list(JOB_QUEUES), "settle": SETTLE_SECONDS})
+    def _lost(self, queues: list[str]) -> dict[str, set[Any]]:
+        rows = self.script.sql(statements.SETTLED, {"queues": queues, "settle": SETTLE_SECONDS})
         return {
             row["queue"]: set(row["ids"]) - {message.job_id for message in self.broker.waiting(row["queue"])}
             for row in rows

@@ -13,8 +13,11 @@ import psycopg
 import pytest
 from psycopg.rows import DictRow
 
+from app.celery_app import celery_app
 from app.database import Database
+from app.jobs import messages
 from app.queues import MAINTENANCE
+from scripts.broker import NEAR, Broker
 from tests.integration.conftest import Jobs
 from tests.integration.scripts.conftest import Ran
 from tests.processes import ROOT, Process
@@ -166,6 +169,31 @@ def test_inline_needs_neither_redis_nor_workers(script: Script, jobs: Jobs, tmp_
     ran = script("purge_celery_queue", "--dry-run", **env)
     assert ran.code == 2
     assert "Redis" in ran.json["error"]
+
+
+def test_a_queue_of_any_length(script: Script, jobs: Jobs, redis: Redis) -> None:
+    jobs.insert(queue="low_priority", published_at="2020-01-01", run_at="2020-01-01")  # its message is lost
+    message = messages.envelope("run_job", "default", "x:1", [str(uuid4())])
+    fill = "for i = 1, 60000 do redis.call('lpush', KEYS[1], ARGV[1]) end"
+    redis.client.eval(fill, 1, "default", message)
+    ran = script("doctor")
+    drift = [one["message"] for one in ran.json["findings"] if one["check"] == "drift"]
+    assert len(drift) == 2, ran
+    assert "default: too many messages (60,000)" in drift[0]
+    assert "1 job of low_priority should have a message" in drift[1], "the others are looked at"
+    assert "drift" not in found(ran, "problem")
+
+
+def test_wake_ups_are_looked_for_at_the_ends(redis: Redis) -> None:
+    broker = Broker(redis.client, celery_app)
+    wake_up = messages.envelope(messages.RUN_SHORT_JOBS, "default", "short:default:1", [])
+    others = ["not JSON"] * (2 * NEAR)
+    redis.client.lpush("default", *others, wake_up, *others)
+    assert not broker.has_wake_up("default")
+    for push, pop in ((redis.client.lpush, redis.client.lpop), (redis.client.rpush, redis.client.rpop)):
+        push("default", wake_up)
+        assert broker.has_wake_up("default")
+        pop("default")
 
 
 def test_watching_goes_on(environment: Redis, db: object) -> None:
