@@ -33,7 +33,11 @@ class _Lines:
     """Each line by one system call: none within another, of whatever thread or child, and no lock to be forked with."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._fd = stream.fileno()
+        try:
+            self._fd = stream.fileno()
+        except (OSError, ValueError):
+            # Closed, or no file: what a test runner put in the place of stdout. No reason to end whoever logs.
+            self._fd = 1
 
     def info(self, line: str) -> None:
         left = f"{line}\n".encode(errors="backslashreplace")

@@ -55,6 +55,17 @@ def test_a_value_that_json_does_not_have_ends_nobodys_work() -> None:
     assert (line["message"], line["ratio"], line["counts"]) == ("odd", "nan", "{(1, 2): 3}")
 
 
+def test_a_stream_that_is_no_file_ends_nobodys_work() -> None:
+    [line] = parsed(
+        """
+import io
+logs.configure(io.StringIO())
+logs.get("other").info("still here")
+"""
+    )
+    assert line["message"] == "still here"
+
+
 def test_a_line_of_the_standard_library() -> None:
     [line] = parsed('logging.getLogger("some.library").warning("%s is full", "it", extra={"room": 0})')
     assert line.pop("timestamp").endswith("Z")
