@@ -57,6 +57,13 @@ def environment(postgres: Postgres) -> Iterator[Redis]:
         get_settings.cache_clear()
 
 
+@pytest.fixture(autouse=True)
+def _settings_of_this_test() -> Iterator[None]:
+    """What a test read from an environment that it changed is not there for the next."""
+    yield
+    get_settings.cache_clear()
+
+
 @pytest.fixture
 def redis_url(environment: Redis) -> str:
     return environment.url
