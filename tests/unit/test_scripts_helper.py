@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from celery import Celery
 
-from app.celery_app import celery_app
 from app.settings import get_settings
 from scripts import helper
 from scripts.helper import Script, scrub
@@ -111,7 +111,11 @@ def test_tables_hide_it_too(capsys: pytest.CaptureFixture[str]) -> None:
 def test_a_prefix_is_refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(helper, "_as_json", False)
     script = Script()
-    monkeypatch.setitem(celery_app.conf.broker_transport_options, "global_keyprefix", "shop:")
+    # Another one: the real one would keep these servers for all other tests of this process.
+    app = Celery(
+        changes={"broker_transport_options": {"global_keyprefix": "shop:"}, "result_backend_transport_options": {}}
+    )
+    monkeypatch.setattr("app.celery_app.celery_app", app)
     with pytest.raises(SystemExit) as ended:
         _ = script.celery
     assert ended.value.code == 2
