@@ -24,6 +24,7 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POSTGRES_PASSWORD", SECRET)
     monkeypatch.setenv("FLOWER_BASIC_AUTH", "admin:flower-password")
     monkeypatch.setenv("API_KEYS", "a:first-key, b:second-key")
+    monkeypatch.setenv("LOG_LEVEL", "WARNING")  # the scripts set it where it is missing, for good
 
 
 @pytest.mark.parametrize(
