@@ -8,13 +8,12 @@ import redis.asyncio
 
 from app import logs
 from app.jobs import messages
-from app.queues import JOB_QUEUES, MAINTENANCE
+from app.queues import ALL_QUEUES, JOB_QUEUES, MAINTENANCE
 from app.settings import Settings
 
 log = logs.get(__name__)
 
-# What an API process knows of a queue's length is worth this long.
-FRESH_SECONDS = 1.0
+AWAY_SECONDS = 1.0
 ASK_SECONDS = 0.2
 MOST_WAITING = 10_000
 
@@ -27,8 +26,8 @@ class Publisher:
         self._client = client
         self._waiting: list[messages.Address] = []
         self._wanted = asyncio.Event()
-        # Queue -> (its length when last seen, when that was). Full or unreachable queues are left to dispatch.
-        self._lengths: dict[str, tuple[int, float]] = {}
+        # Each queue's length when last seen: at a send, or when dispatch was asked for, which a full queue leads to.
+        self._lengths: dict[str, int] = {}
         self._away_until = 0.0
         self._to_wake: set[str] = set()
         self._ask_dispatch = False
@@ -37,15 +36,10 @@ class Publisher:
 
     def open_queues(self, count: int) -> list[str]:
         """Queues whose window has room for `count` messages, as far as this process knows."""
-        now = time.monotonic()
-        if self._client is None or now < self._away_until:
+        if self._client is None or time.monotonic() < self._away_until:
             return []
-        window = self._settings.queue_window
-        return [
-            queue
-            for queue in JOB_QUEUES
-            if (known := self._lengths.get(queue, (0, 0.0)))[0] + count <= window or now - known[1] > FRESH_SECONDS
-        ]
+        room = self._settings.queue_window - len(self._waiting) - count
+        return [queue for queue in JOB_QUEUES if self._lengths.get(queue, 0) <= room]
 
     def submit(self, rows: Iterable[dict[str, object]]) -> None:
         """Queues messages for rows that were inserted as published."""
@@ -91,7 +85,7 @@ class Publisher:
         except messages.REDIS_ERRORS as error:
             # It may have arrived all the same: harmless. Until Redis is looked at again, rows go in unpublished, so
             # that dispatch finds them at once and not after repair's patience.
-            self._away_until = time.monotonic() + FRESH_SECONDS
+            self._away_until = time.monotonic() + AWAY_SECONDS
             log.warning("publish_failed", jobs=len(batch), error=str(error), note="dispatch sends them later")
         except Exception:  # a mistake of ours must not end all publishing
             log.exception("publish_failed", jobs=len(batch))
@@ -105,12 +99,14 @@ class Publisher:
             pipeline.lpush(queue, *waiting)
         for queue in wake:
             pipeline.eval(*messages.wake_up(queue, self._settings))  # type: ignore[arg-type]
-        if ask:
-            pipeline.llen(MAINTENANCE)
-        lengths: Sequence[int] = await pipeline.execute()
-        now = time.monotonic()
-        self._lengths.update({queue: (length, now) for queue, length in zip(queues, lengths, strict=False)})
+        for queue in ALL_QUEUES if ask else ():
+            pipeline.llen(queue)
+        answers: Sequence[int] = await pipeline.execute()
+        self._lengths |= zip(queues, answers, strict=False)
+        if not ask:
+            return
+        self._lengths |= zip(ALL_QUEUES, answers[-len(ALL_QUEUES) :], strict=True)
         # Nobody consumes it? Then five of these a second would only fill Redis.
-        if ask and lengths[-1] < messages.MOST_MAINTENANCE:
+        if self._lengths[MAINTENANCE] < messages.MOST_MAINTENANCE:
             ask_for = messages.maintenance_message("enqueue_pending_jobs")
             await client.lpush(MAINTENANCE, ask_for)  # type: ignore[misc]
