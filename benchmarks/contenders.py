@@ -78,7 +78,7 @@ class Jobstack:
             yield
 
     def over(self) -> int:
-        return int(self.bench.row("SELECT count(*) FROM jobs WHERE status NOT IN ('queued', 'running')")[0])
+        return int(self.bench.row("SELECT count(*) FROM jobs WHERE status IN ('succeeded', 'failed', 'cancelled')")[0])
 
     def finishes(self, count: int) -> list[float]:
         query = """SELECT EXTRACT(EPOCH FROM finished_at)::float FROM jobs
