@@ -17,7 +17,7 @@ from tenacity import Retrying, retry_if_exception, wait_exponential_jitter
 from app.settings import Settings
 
 # The newest migration that this code needs. A later one may be there: migrations only add what old code can live with.
-SCHEMA_REVISION = "0003"
+SCHEMA_REVISION = "0004"
 
 Params = Mapping[str, Any]
 # What a lost or refused connection raises. Errors in a statement are not among them.

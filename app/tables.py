@@ -4,10 +4,12 @@ SQLAlchemy is imported by migrations only, so no process pays for it.
 """
 
 from sqlalchemy import (
+    ARRAY,
     BigInteger,
     Boolean,
     CheckConstraint,
     Column,
+    Double,
     ForeignKey,
     Identity,
     Index,
@@ -151,4 +153,28 @@ schedule_ticks = Table(
     Column("finished_at", _TIME),
     Column("result", JSONB),
     Column("error", Text),
+)
+
+# What became of jobs, by process and minute.
+job_stats = Table(
+    "job_stats",
+    metadata,
+    Column("minute", _TIME, primary_key=True),
+    Column("process", Text, primary_key=True),
+    Column("kind", Text, primary_key=True),
+    Column("status", Text, primary_key=True),
+    Column("error", Text, primary_key=True, server_default=""),
+    Column("jobs", BigInteger, nullable=False, server_default="0"),
+    Column("wait_seconds", Double, nullable=False, server_default="0"),
+    Column("wait_buckets", ARRAY(BigInteger), nullable=False, server_default="{}"),
+    Column("run_seconds", Double, nullable=False, server_default="0"),
+    Column("run_buckets", ARRAY(BigInteger), nullable=False, server_default="{}"),
+)
+
+# Cookies that are refused although their time is not over.
+ended_sessions = Table(
+    "ended_sessions",
+    metadata,
+    Column("id", _UUID, primary_key=True),
+    Column("expires_at", _TIME, nullable=False),
 )
