@@ -19,8 +19,8 @@ FEW_QUEUED, FEW_FINISHED, MANY = 10_000, 1_000, 1_000_000
 TICKS, REQUESTS, DRAINED = 20, 300, 2_000
 Figures = tuple[dict[str, float], dict[str, float]]
 
-# As the API inserts them, but for who asked. In the order of their times and ids, as they come in life: jobs that are next
-# to one another in the queue lie on the same page.
+# As the API inserts them, but for who asked. In the order of their times and ids, as they come in life: jobs that are
+# next to one another in the queue lie on the same page.
 QUEUED = """
 INSERT INTO jobs (id, kind, priority, queue, payload, max_attempts, created_at, run_at)
 SELECT uuidv7(), 'flaky', 'default', 'default', '{"failures": 0}', 4, at, at

@@ -10,8 +10,8 @@ depends_on = None
 
 def upgrade() -> None:
     op.execute("""
-    -- What became of jobs, minute by minute: counters and plots are sums of few rows, whatever `jobs` holds. Each process
-    -- adds to rows of its own, so that they never wait for one another.
+    -- What became of jobs, minute by minute: counters and plots are sums of few rows, whatever `jobs` holds. Each
+    -- process adds to rows of its own, so that they never wait for one another.
     CREATE TABLE job_stats (
         minute timestamptz NOT NULL,
         process text NOT NULL,

@@ -142,6 +142,38 @@ def test_counts(most: int | None, pages: float, million: Connection) -> None:
     reads_only("jobs_due", *explain(million, statements.QUEUE_COUNTS, params), pages)
 
 
+@pytest.fixture(scope="module")
+def backlog(environment: Redis, postgres: Postgres) -> Iterator[Connection]:
+    """Nothing but rows that wait, all in one queue: whatever a queue without any needs, the table has plenty of it."""
+    url = postgres.another_database("backlog")
+    subprocess.run([sys.executable, "-m", "app.migrate"], env={**os.environ, "DATABASE_URL": url}, check=True)
+    with psycopg.connect(url, autocommit=True, row_factory=dict_row, prepare_threshold=None) as db:
+        db.execute(
+            """
+            INSERT INTO jobs (id, kind, priority, queue, payload, max_attempts, run_at)
+            SELECT uuidv7(), 'flaky', 'default', 'default', '{}', 4, now() - (100000 - n) * interval '1 second'
+            FROM generate_series(1, 100000) AS n
+            """
+        )
+        db.execute("VACUUM ANALYZE jobs")
+        yield db
+    with psycopg.connect(postgres.url, autocommit=True) as admin:
+        admin.execute("DROP DATABASE backlog")
+
+
+def test_what_asks_for_waiting_rows_while_another_queue_is_full(backlog: Connection) -> None:
+    reads_only("jobs_due|jobs_short_due", *explain(backlog, statements.WAITING, QUEUES))
+    reads_only("jobs_due", *explain(backlog, statements.DISPATCH, {**QUEUES, "window": 1}))
+    for queue in JOB_QUEUES:
+        columns = ("ids", "kinds", "priorities", "queues", "payloads", "max_attempts", "run_ats", "idempotency_keys")
+        job = (uuid4(), "flaky", "low", queue, "{}", 4, None, None)
+        params = {name: [value] for name, value in zip(columns, job, strict=True)} | {
+            "request_hashes": [None], "api_keys": [""], "request_ids": [None], "short": [False],
+            "file_jobs": [], "file_ids": [], "open_queues": list(JOB_QUEUES),
+        }  # fmt: skip
+        reads_only("jobs_due", *explain(backlog, statements.CREATE, params))
+
+
 LISTS: list[tuple[dict[str, str], str]] = [
     ({}, "jobs_newest"),
     ({"kind": "sleep"}, "jobs_newest.*"),
