@@ -46,19 +46,14 @@ class Claim(NamedTuple):
     request_id: str | None
     lease_token: UUID
 
-
-def _named(claim: Claim) -> dict[str, Any]:
-    """What stands in every line of the log that speaks of a job."""
-    return {
-        "job_id": str(claim.id),
-        "kind": claim.kind,
-        "attempt": claim.attempt,
-        "request_id": claim.request_id,
-    }
-
-
-def _log_end(outcome: str, seconds: float, **named: Any) -> None:
-    log.info("job_ended", outcome=outcome, seconds=round(seconds, 3), **named)
+    def named(self) -> dict[str, Any]:
+        """What stands in every line of the log that speaks of the job."""
+        return {
+            "job_id": str(self.id),
+            "kind": self.kind,
+            "attempt": self.attempt,
+            "request_id": self.request_id,
+        }
 
 
 # Takes the result of a job, as JSON, and returns how its attempt ended.
@@ -111,7 +106,7 @@ class Runner:
             keep: takes a result, instead of its being written down now, and returns KEPT.
         """
         lease = self._heartbeat.hold(claim.id, claim.lease_token)
-        with structlog.contextvars.bound_contextvars(**_named(claim)):
+        with structlog.contextvars.bound_contextvars(**claim.named()):
             began = time.monotonic()
             try:
                 outcome = self._run(claim, lease, keep or self._finish)
@@ -120,7 +115,7 @@ class Runner:
             finally:
                 self._heartbeat.drop(lease)
             if outcome != KEPT:
-                _log_end(outcome, time.monotonic() - began)
+                self.log_end(claim, outcome, time.monotonic() - began)
         return outcome
 
     def _run(self, claim: Claim, lease: Lease, finish: Finish) -> str:
@@ -167,7 +162,7 @@ class Runner:
 
     def finish(self, claim: Claim, lease: Lease, result: str, seconds: float) -> None:
         """Writes down what `run` was told to leave. Raises nothing: others wait behind it."""
-        with structlog.contextvars.bound_contextvars(**_named(claim)):
+        with structlog.contextvars.bound_contextvars(**claim.named()):
             try:
                 try:
                     outcome = self._finish(claim, lease, result)
@@ -178,10 +173,11 @@ class Runner:
             except psycopg.Error:
                 log.exception("not_written", note="left to rescue")
                 return
-            _log_end(outcome, seconds)
+            self.log_end(claim, outcome, seconds)
 
     def log_end(self, claim: Claim, outcome: str, seconds: float) -> None:
-        _log_end(outcome, seconds, **_named(claim))
+        """Every attempt's end passes here."""
+        log.info("job_ended", outcome=outcome, seconds=round(seconds, 3), **claim.named())
 
     def _finish(self, claim: Claim, lease: Lease, result: str) -> str:
         try:
