@@ -190,7 +190,7 @@ class Runner:
         ours = {"id": claim.id, "token": claim.lease_token, "progress": lease.unwritten()}
         rows = self.database.run_until_answered(statement, ours | values)
         # No row: lost, or written by an earlier try whose answer never came.
-        rows = rows or self.database.run_until_answered(statements.OUTCOME, ours)
+        rows = rows or self.database.run_until_answered(statements.OUTCOMES, ours | {"ids": [claim.id]})
         if not rows:
             raise errors.LeaseLost
         return str(rows[0]["status"])

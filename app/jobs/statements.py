@@ -147,31 +147,31 @@ RETURNING jobs.id, jobs.lease_token, jobs.cancel_requested_at IS NOT NULL AS can
 
 # --- leaving `running` ---------------------------------------------------------------------------------------------
 
-FINISH = """
+
+def _finish(result: str, progress: str) -> str:
+    return f"""
 UPDATE jobs SET status = CASE WHEN cancel_requested_at IS NULL THEN 'succeeded' ELSE 'cancelled' END,
-    result = CASE WHEN cancel_requested_at IS NULL THEN %(result)s::jsonb END, error = NULL,
-    progress = COALESCE(%(progress)s::jsonb, progress),
+    result = CASE WHEN cancel_requested_at IS NULL THEN {result}::jsonb END, error = NULL,
+    progress = COALESCE({progress}::jsonb, jobs.progress),
     heartbeat_at = now(), finished_at = now(), lease_expires_at = NULL
+"""
+
+
+FINISH = f"""
+{_finish("%(result)s", "%(progress)s")}
 WHERE id = %(id)s AND lease_token = %(token)s AND status = 'running'
 RETURNING status
 """
 
-# As FINISH, for what a group has done so far.
-FINISH_SHORT = """
-UPDATE jobs SET status = CASE WHEN cancel_requested_at IS NULL THEN 'succeeded' ELSE 'cancelled' END,
-    result = CASE WHEN cancel_requested_at IS NULL THEN done.result::jsonb END, error = NULL,
-    progress = COALESCE(done.progress::jsonb, jobs.progress),
-    heartbeat_at = now(), finished_at = now(), lease_expires_at = NULL
+# What a group has done so far.
+FINISH_SHORT = f"""
+{_finish("done.result", "done.progress")}
 FROM unnest(%(ids)s::uuid[], %(results)b::text[], %(progress)b::text[]) AS done (id, result, progress)
 WHERE jobs.id = done.id AND lease_token = %(token)s AND status = 'running'
 RETURNING jobs.id, status
 """
 
-# After a write whose answer was lost: the finished row still carries our token, so the write was ours and a success.
-OUTCOME = """
-SELECT status FROM jobs
-WHERE id = %(id)s AND lease_token = %(token)s AND status IN ('succeeded', 'failed', 'cancelled')
-"""
+# After a write whose answer was lost: a finished row still carries our token, so the write was ours and a success.
 OUTCOMES = """
 SELECT id, status FROM jobs
 WHERE id = ANY(%(ids)s::uuid[]) AND lease_token = %(token)s AND status IN ('succeeded', 'failed', 'cancelled')
