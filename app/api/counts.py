@@ -8,7 +8,7 @@ from contextlib import suppress
 from psycopg.rows import DictRow
 
 from app.api.errors import Problem
-from app.api.within import within
+from app.api.within import SECONDS, within
 from app.database import CONNECTION_LOST
 from app.jobs import statements
 from app.queues import ALL_QUEUES
@@ -64,14 +64,14 @@ class QueueCounts:
         stale = [row["name"] for row in many if row["name"] not in fresh]
         if stale:
             # So many that it takes too long: then an old count, or the 10,001 that were counted.
-            with suppress(*CONNECTION_LOST, Problem, TimeoutError):
-                async with asyncio.timeout(COUNT_ALL_SECONDS):
-                    self._many.update({row["name"]: (row["queued"], began) for row in await self._count(stale, None)})
+            with suppress(*CONNECTION_LOST, Problem):
+                all_of_them = await self._count(stale, None, COUNT_ALL_SECONDS)
+                self._many.update({row["name"]: (row["queued"], began) for row in all_of_them})
         for row in many:
             row["queued"], _ = self._many.get(row["name"], (row["queued"], 0))
         return rows
 
-    async def _count(self, queues: list[str], most: int | None) -> list[DictRow]:
+    async def _count(self, queues: list[str], most: int | None, seconds: float = SECONDS) -> list[DictRow]:
         # Planned for these values: how it is best done depends on `most`.
         params = {"queues": queues, "most": most}
-        return await within(self._query(statements.QUEUE_COUNTS, params, prepare=False))
+        return await within(self._query(statements.QUEUE_COUNTS, params, prepare=False), seconds=seconds)

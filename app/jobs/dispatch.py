@@ -6,7 +6,7 @@ Runs in the maintenance worker every two seconds, and whenever somebody asks; an
 import time
 from collections.abc import Iterable, Sequence
 from operator import itemgetter
-from typing import Any, cast
+from typing import cast
 
 import redis
 
@@ -53,16 +53,15 @@ def top_up(database: Database, client: redis.Redis, settings: Settings) -> int:
     One dispatcher at a time refills. Without a backlog it returns at once.
     """
     end, sent = time.monotonic() + TOP_UP_SECONDS, 0
-    waiting = _waiting(database)
-    wake(client, settings, [row["queue"] for row in waiting if row["short"]])
-    outside = [row["queue"] for row in waiting if row["outside"]]
+    outside, short = _waiting(database)
+    wake(client, settings, short)
     if not outside or not client.set(TOPPING_UP_KEY, 1, nx=True, px=int(TOP_UP_SECONDS * 1000)):
         return 0
     while outside and time.monotonic() < end:
         time.sleep(LOOK_SECONDS)
         if min(cast(int, client.llen(queue)) for queue in outside) < settings.queue_window / 2:
             sent += _publish(database, client, settings)
-            outside = [row["queue"] for row in _waiting(database) if row["outside"]]
+            outside, _ = _waiting(database)
     return sent
 
 
@@ -72,7 +71,7 @@ def rebuild(database: Database, client: redis.Redis, settings: Settings, queues:
     client.ping()
     published = _publish(database, client, settings, queues)
     repaired = repair(database, client, settings, thorough=True, queues=queues, settle=0)
-    wake(client, settings, [row["queue"] for row in _waiting(database) if row["short"] and row["queue"] in queues])
+    wake(client, settings, _waiting(database, queues)[1])
     return {"published": published, "repaired": repaired}
 
 
@@ -82,8 +81,10 @@ def _publish(database: Database, client: redis.Redis, settings: Settings, queues
     return len(rows)
 
 
-def _waiting(database: Database) -> list[dict[str, Any]]:
-    return database.run(statements.WAITING, {"queues": list(JOB_QUEUES)})
+def _waiting(database: Database, queues: Sequence[str] = JOB_QUEUES) -> tuple[list[str], list[str]]:
+    """The queues with rows outside their window, and those with short jobs that are due."""
+    rows = database.run(statements.WAITING, {"queues": list(queues)})
+    return [row["queue"] for row in rows if row["outside"]], [row["queue"] for row in rows if row["short"]]
 
 
 def repair(
