@@ -16,7 +16,7 @@ from starlette.routing import Match
 
 from app import logs
 from app.database import CONNECTION_LOST
-from app.files.store import in_short
+from app.files.store import in_short, is_full
 from app.jobs.create import KeyReusedError, UnknownFilesError
 
 log = logs.get(__name__)
@@ -38,6 +38,7 @@ TITLES = {
     422: "The request cannot be accepted as it is",
     500: "The server made a mistake",
     503: "A part of the service is away",
+    507: "There is no room for it",
 }
 
 
@@ -162,6 +163,14 @@ def _key_reused(request: Request, error: KeyReusedError) -> Problem:
     return Problem(422, "idempotency-key-reused", detail)
 
 
+def _storage(request: Request, error: StorageError) -> Problem:
+    if not is_full(error):
+        return away("The storage of files", in_short(error))
+    # Unlike a 503, no moment's wait helps: somebody has to make room.
+    log.error("storage_full", reason=in_short(error))
+    return Problem(507, "storage-full", "The disk for files is full. Nothing was kept; tell whoever runs this service.")
+
+
 def _unstorable(request: Request, error: Exception) -> Problem:
     log.warning("unstorable_request", reason=str(error).strip())
     return Problem(422, "unstorable", "PostgreSQL cannot store a value in the request.")
@@ -181,7 +190,7 @@ _PROBLEMS: dict[type[Exception], Callable[[Request, Any], Problem]] = {
     **dict.fromkeys((UndefinedTable, UndefinedColumn), lambda request, error: away("The migrated database", error)),
     # The checks in front of it should have refused such a value; a 500 would be the wrong answer all the same.
     psycopg.DataError: _unstorable,
-    StorageError: lambda request, error: away("The storage of files", in_short(error)),
+    StorageError: _storage,
 }
 
 

@@ -57,7 +57,7 @@ _BYTES = {
 @router.post(
     "",
     status_code=201,
-    responses={201: _CREATED, **responses(400, 401, 413, 415, 422, 503)},
+    responses={201: _CREATED, **responses(400, 401, 413, 415, 422, 503, 507)},
     openapi_extra=_MULTIPART,
 )
 async def upload_file(request: Request, response: Response) -> File:

@@ -4,6 +4,7 @@ A file is written once and never changed. Its path in the storage is its id: wha
 """
 
 import asyncio
+import errno
 import hashlib
 import io
 import os
@@ -89,6 +90,8 @@ READ_BYTES = 1024**2
 NAME = re.compile("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 PART = re.compile(NAME.pattern + "#[0-9]+")
 OWNER_MARK = "jobstack-owner"
+# A full disk or quota, as obstore says it, and Python. Both have only the text.
+NO_ROOM = re.compile(rf"^\[Errno ({errno.ENOSPC}|{errno.EDQUOT})\]|\(os error ({errno.ENOSPC}|{errno.EDQUOT})\)$")
 
 
 @dataclass(frozen=True)
@@ -286,6 +289,11 @@ def in_short(error: BaseError) -> str:
     text, _, body = str(error).partition("\n\nDebug source")[0].partition("<?xml")
     code = re.search(r"<Code>(\w+)", body)
     return f"{text.strip()} {code[1] if code else ''}".strip()
+
+
+def is_full(error: BaseError) -> bool:
+    """Whether the folder's disk or quota has no room left. Of a bucket nobody can tell."""
+    return NO_ROOM.search(in_short(error)) is not None
 
 
 def _changed(path: Path) -> datetime:

@@ -1,7 +1,10 @@
 """Uploads and downloads."""
 
 import hashlib
+import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +18,9 @@ import pytest
 from psycopg.rows import DictRow
 
 from app.settings import Settings
-from tests.integration.api.conftest import count, problem
+from tests.integration.api.conftest import answers, count, problem
 from tests.processes import Process
+from tests.servers import Redis, free_port
 from tests.waiting import until
 
 Db = psycopg.Connection[DictRow]
@@ -240,3 +244,26 @@ def test_a_storage_that_fails_is_a_503(api: httpx.Client, db: Db, settings: Sett
     finally:
         folder.unlink()
         aside.rename(folder)
+
+
+@pytest.mark.parametrize("room", ["size=1m", "nr_inodes=1"])
+def test_a_full_disk_is_a_507(db: Db, redis: Redis, tmp_path: Path, room: str) -> None:
+    # A disk of its own, which needs no root: seen by this process alone.
+    own = ["unshare", "--map-root-user", "--mount"]
+    if not shutil.which("unshare") or subprocess.run([*own, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("this system lets nobody have a disk of his own")
+    port, disk = free_port(), tmp_path / "disk"
+    disk.mkdir()
+    mounted = f"mount -t tmpfs -o {room} none {disk} && exec {sys.executable} -m app.api"
+    process = Process([*own, "sh", "-c", mounted], tmp_path, PORT=port, STORAGE_URL=f"file://{disk}")
+    try:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as api:
+            until(lambda: answers(api) or process.process.poll() is not None, "the API answers")
+            answer = api.post("/api/files", files={"file": ("a", bytes(3 * MB))})
+            assert "full" in problem(answer, 507, "storage-full")["detail"]
+            assert count(db, "files") == 0
+            assert "storage_full" in process.log
+            if room == "size=1m":
+                assert send(api)["size"] == 3, "what fits is kept"
+    finally:
+        process.kill()
