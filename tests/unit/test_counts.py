@@ -90,7 +90,7 @@ def test_one_look_at_a_time() -> None:
 
 
 def test_who_gives_up_leaves_the_look_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def soon(work: Awaitable[Any]) -> Any:
+    async def soon(work: Awaitable[Any], **_: object) -> Any:
         return await within(work, seconds=0.4)
 
     async def test() -> None:
