@@ -41,6 +41,7 @@ WITH file AS (
 INSERT INTO job_files (job_id, file_id) SELECT %(job_id)s, id FROM file
 """
 GET = "SELECT id, name, size, content_type, sha256, created_at FROM files WHERE id = %(id)s"
+GET_MANY = "SELECT id, name, size, content_type, sha256, created_at FROM files WHERE id = ANY(%(ids)s)"
 
 # --- clean-up ---
 

@@ -34,10 +34,11 @@ def _is_file(annotation: object) -> bool:
 
 
 @cache
-def _file_fields(payload: type[BaseModel]) -> list[str]:
+def file_fields(model: type[BaseModel]) -> list[str]:
+    """The fields of a payload or a result that name a file."""
     return [
         name
-        for name, field in payload.model_fields.items()
+        for name, field in model.model_fields.items()
         if _is_file(field.annotation) or _FileReference in map(type, field.metadata)
     ]
 
@@ -81,6 +82,6 @@ class Kind:
 
     def file_ids(self, payload: Model) -> Iterator[UUID]:
         """The uploaded files that this payload names."""
-        for name in _file_fields(type(payload)):
+        for name in file_fields(type(payload)):
             if (value := getattr(payload, name)) is not None:
                 yield value

@@ -358,10 +358,21 @@ DELETE FROM jobs WHERE id = ANY(ARRAY(SELECT id FROM old)) RETURNING id, created
 
 GET = f"SELECT {SHOWN} FROM jobs WHERE id = %(id)s"
 
+# What a person wants to know besides.
+GET_STORY = f"SELECT {SHOWN}, cancel_requested_at, api_key, now() FROM jobs WHERE id = %(id)s"
 
-def list_jobs(filters: list[str], *, after_cursor: bool) -> str:
-    """Newest first, by keyset: a page costs the same wherever it is. `filters` are names of columns."""
+# The unsuccessful ones, also those before a person's retry, where counting begins again.
+ATTEMPTS = """
+SELECT attempt, worker, error, started_at, ended_at FROM job_attempts WHERE job_id = %(id)s ORDER BY id DESC LIMIT 50
+"""
+
+
+def list_jobs(filters: list[str], *, after_cursor: bool, id_range: bool = False) -> str:
+    """Newest first, by keyset: a page costs the same wherever it is. `filters` are names of columns. `id_range`: only
+    ids from `low` to `high`."""
     conditions = [f"{column} = %({column})s" for column in filters]
+    if id_range:
+        conditions.append("id BETWEEN %(low)s AND %(high)s")
     if after_cursor:
         conditions.append("(created_at, id) < (%(cursor_time)s, %(cursor_id)s)")
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
