@@ -18,7 +18,44 @@ OURS = ("api", "worker", "worker-maintenance", "beat", "flower")
 FINAL = ("succeeded", "failed", "cancelled")
 
 
-class Stack:
+class Api:
+    """The API from outside. Whoever derives from it makes `http`."""
+
+    http: httpx.Client
+
+    def upload(self, name: str, data: bytes, content_type: str = "application/octet-stream") -> str:
+        """The new file's id."""
+        answer = self.http.post("/api/files", files={"file": (name, data, content_type)}, timeout=60)
+        assert answer.status_code == 201, answer.text
+        file_id: str = answer.json()["id"]
+        return file_id
+
+    def create(self, kind: str, payload: dict[str, Any], **fields: Any) -> str:
+        """The new job's id."""
+        answer = self.http.post("/api/jobs", json={"kind": kind, "payload": payload, **fields})
+        assert answer.status_code == 202, answer.text
+        job_id: str = answer.json()["id"]
+        return job_id
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        answer = self.http.get(f"/api/jobs/{job_id}")
+        assert answer.status_code == 200, answer.text
+        job: dict[str, Any] = answer.json()
+        return job
+
+    def finished(self, job_id: str, *, seconds: float = 60) -> dict[str, Any]:
+        """The job, once it has a final status."""
+
+        def final() -> dict[str, Any] | None:
+            job = self.job(job_id)
+            return job if job["status"] in FINAL else None
+
+        job = until(final, f"job {job_id} ends", seconds=seconds)
+        assert job is not None
+        return job
+
+
+class Stack(Api):
     """One compose project with generated names, ports and secrets; never the `.env` of whoever runs the tests."""
 
     def __init__(self, folder: Path, *, root: Path = ROOT, files: tuple[str, ...] = (), **env: str) -> None:
@@ -104,36 +141,3 @@ class Stack:
     def logs(self, *services: str) -> str:
         # Some releases clear the line before each, even where it goes to no terminal.
         return self.compose("logs", "--no-color", "--no-log-prefix", *services).replace("\x1b[2K", "")
-
-    # ---- over HTTP -------------------------------------------------------------------------------------------------
-
-    def upload(self, name: str, data: bytes, content_type: str = "application/octet-stream") -> str:
-        """The new file's id."""
-        answer = self.http.post("/api/files", files={"file": (name, data, content_type)}, timeout=60)
-        assert answer.status_code == 201, answer.text
-        file_id: str = answer.json()["id"]
-        return file_id
-
-    def create(self, kind: str, payload: dict[str, Any], **fields: Any) -> str:
-        """The new job's id."""
-        answer = self.http.post("/api/jobs", json={"kind": kind, "payload": payload, **fields})
-        assert answer.status_code == 202, answer.text
-        job_id: str = answer.json()["id"]
-        return job_id
-
-    def job(self, job_id: str) -> dict[str, Any]:
-        answer = self.http.get(f"/api/jobs/{job_id}")
-        assert answer.status_code == 200, answer.text
-        job: dict[str, Any] = answer.json()
-        return job
-
-    def finished(self, job_id: str, *, seconds: float = 60) -> dict[str, Any]:
-        """The job, once it has a final status."""
-
-        def final() -> dict[str, Any] | None:
-            job = self.job(job_id)
-            return job if job["status"] in FINAL else None
-
-        job = until(final, f"job {job_id} ends", seconds=seconds)
-        assert job is not None
-        return job
