@@ -5,13 +5,17 @@ For a job that is a second set of books: which jobs wait, and that their worker 
 sooner. Other tasks, of the house-keeping or a team's own, have no row, and are written down as ever.
 """
 
+import io
 import json
 from contextlib import suppress
 from typing import Any
 
 from kombu.transport import redis, virtual
 
+from app import logs
 from app.jobs.messages import REDIS_ERRORS, RUN_JOB, RUN_SHORT_JOBS
+
+log = logs.get(__name__)
 
 
 class QoS(redis.QoS):
@@ -50,6 +54,13 @@ class QoS(redis.QoS):
         with suppress(*REDIS_ERRORS), self.channel.conn_or_acquire(client) as connection:
             push = connection.lpush if leftmost else connection.rpush
             push(message.delivery_info["routing_key"], json.dumps(message._raw))
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        # At each deploy kombu would say on stderr, and not in JSON, what it gives back.
+        said = io.StringIO()
+        super().restore_unacked_once(stderr=said)
+        if text := said.getvalue().strip():
+            log.info("messages_given_back", said=text)
 
     def forget_jobs(self) -> None:
         """The connection is lost: nothing needs to be given back by it."""
