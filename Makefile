@@ -120,6 +120,10 @@ native-test: dev ## this very `make up`, without containers, in a copy: start, r
 e2e: dev ## build the images and drive the compose stack from outside (needs Docker)
 	@$(BIN)/python -m pytest tests/e2e $(ARGS)
 
+.PHONY: railway-check
+railway-check: dev ## docs/railway.md as far as it takes no account: images, five services without IPv4, a failed release (needs Docker; COLD=1)
+	@$(BIN)/python -m pytest tests/unit/test_railway.py tests/railway $(ARGS)
+
 .PHONY: promises
 promises: dev ## break each promise by one line, in a copy, and see its test fail (5 minutes)
 	@$(BIN)/python -m pytest tests/promises -n 2 --dist=load $(ARGS)

@@ -123,11 +123,11 @@ def test_a_job_end_to_end_across_all_services(start: Callable[..., Service], pos
         api.is_up("/health/ready", address)
         flower.is_up("/healthcheck", address)
     assert flower.ask("/api/workers") == 401
-    assert flower.ask("/api/workers", auth=("admin", "secret")) == 200
+    assert flower.ask("/api/workers", auth=("admin", config.SECRET)) == 200
     assert api.ask("/api/jobs") == 401
 
     with httpx.Client(
-        base_url=f"http://127.0.0.1:{api.port}", headers={"Authorization": "Bearer secret"}, timeout=10
+        base_url=f"http://127.0.0.1:{api.port}", headers={"Authorization": f"Bearer {config.SECRET}"}, timeout=10
     ) as client:
         file = send(client, b"one two three", "a.txt", "text/plain")
         # In a moment: dispatch has to bring it, for which it takes beat and the house-keeping's worker.

@@ -27,14 +27,16 @@ OUTPUTS = {
     "Redis": {"REDIS_URL"},
     "files": {"BUCKET", "ENDPOINT", "REGION", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"},
 }
+# What Railway would make up.
+SECRET = "kq7Jx2Vd9TzR4mWn8LbYc3HsFg6PeUa1XoBi5CtDyEjZvNrM"
 VALUES = {
-    "${{Postgres.DATABASE_URL}}": "postgresql://postgres:pw@postgres.railway.internal:5432/railway",
-    "${{Redis.REDIS_URL}}": "redis://default:pw@redis.railway.internal:6379",
+    "${{Postgres.DATABASE_URL}}": f"postgresql://postgres:{SECRET}@postgres.railway.internal:5432/railway",
+    "${{Redis.REDIS_URL}}": f"redis://default:{SECRET}@redis.railway.internal:6379",
     "${{files.BUCKET}}": "files-jdhhd8oe18xi",
     "${{files.ENDPOINT}}": "https://storage.railway.app",
     "${{files.REGION}}": "auto",
     "${{files.ACCESS_KEY_ID}}": "key",
-    "${{files.SECRET_ACCESS_KEY}}": "secret",
+    "${{files.SECRET_ACCESS_KEY}}": SECRET,
 }
 OURS = ("api", "worker", "worker-maintenance", "beat", "flower")
 # Read by an image's CMD or by Railway, and not by app/settings.py.
@@ -69,7 +71,7 @@ def written(value: dict[str, Any]) -> str:
     """A variable as the CLI hands it to Railway."""
     if value["type"] == "reference":
         return f"${{{{{value['resource'].partition('.')[2]}.{value['output']}}}}}"
-    return "secret" if value["type"] == "preserve" else str(value["value"])
+    return SECRET if value["type"] == "preserve" else str(value["value"])
 
 
 def environment(resource: dict[str, Any]) -> dict[str, str]:
