@@ -11,7 +11,7 @@ import time
 
 import psycopg
 
-from app import alive, logs
+from app import alive, logs, migrate
 from app.jobs.messages import REDIS_ERRORS
 from app.settings import get_settings
 from beat.rounds import Beat
@@ -29,7 +29,9 @@ def main() -> None:
         # At once, and by no exception: psycopg would first ask a frozen PostgreSQL to cancel, for 10 s. A tick that was
         # written and not yet sent is sent again when its patience is over.
         signal.signal(number, lambda *_: os._exit(0))
-    beat = Beat(get_settings())
+    settings = get_settings()
+    beat = Beat(settings)
+    migrate.wait(settings, "beat")
     log.info("beat_started")
     while True:
         faulthandler.dump_traceback_later(STUCK_SECONDS, exit=True)

@@ -1,20 +1,57 @@
-"""Alembic's entry: one connection, one transaction, and a lock so that two releases can't migrate at once."""
+"""Alembic's entry: a transaction for each migration, and a lock so that two releases can't migrate at once."""
 
+import time
+from typing import Any
+
+import psycopg
 from alembic import context
-from sqlalchemy import create_engine, make_url, pool, text
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine, event, pool
 
+from app.database import conninfo
 from app.settings import get_settings
 from app.tables import metadata
 
 # Any number will do, as long as nothing else in the database uses it.
-MIGRATION_LOCK = 7_261_544_021
+TRY_LOCK = "SELECT 1 WHERE pg_try_advisory_xact_lock(7261544021)"
+LOOK_SECONDS = 0.2
 
-engine = create_engine(
-    make_url(get_settings().database_conninfo).set(drivername="postgresql+psycopg"), poolclass=pool.NullPool
-)
-with engine.begin() as connection:
-    connection.execute(text("SELECT pg_advisory_xact_lock(:lock)"), {"lock": MIGRATION_LOCK})
-    # A migration that waits for a table lock makes everybody behind it wait as well: give up early instead.
-    connection.execute(text("SET LOCAL lock_timeout = '5s'"))
-    context.configure(connection=connection, target_metadata=metadata, compare_server_default=True)
-    context.run_migrations()
+where = conninfo(get_settings(), "migrate", statement_seconds=0)
+engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(where), poolclass=pool.NullPool)
+
+
+@event.listens_for(engine, "begin")
+def _give_up_early(connection: Any) -> None:
+    """Whoever waits for a table makes everybody behind it wait as well, so after this long it steps back and tries
+    again later (app/migrate.py). Outside of a transaction, where indexes are built concurrently, it has no effect:
+    what waits there holds up nobody."""
+    connection.exec_driver_sql("SET LOCAL lock_timeout = '2s'")
+
+
+def _number(migration: Any, _: Any, directives: list[Any]) -> None:
+    """Counted and not drawn by lot: code compares revisions to tell older from newer."""
+    head = ScriptDirectory.from_config(migration.config).get_current_head()
+    directives[0].rev_id = f"{int(head or 0) + 1:04}"
+
+
+def _say(step: Any, **_: Any) -> None:
+    print(f"{step.up_revision_id} {step.up_revision.doc}: {'done' if step.is_upgrade else 'undone'}", flush=True)
+
+
+# By a transaction of its own, so that it holds through PgBouncer too, and ends with this process. CREATE INDEX
+# CONCURRENTLY waits for everybody who has a snapshot, and it must not be this one: who waits for a lock has one, so it
+# is only tried for; and so has who got an answer to a statement with parameters, until the next one.
+with psycopg.connect(where) as keeper, engine.connect() as connection:
+    keeper.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
+    while keeper.execute(TRY_LOCK).fetchone() is None:
+        time.sleep(LOOK_SECONDS)
+    context.configure(
+        connection=connection,
+        target_metadata=metadata,
+        compare_server_default=True,
+        transaction_per_migration=True,
+        process_revision_directives=_number,
+        on_version_apply=_say,
+    )
+    with context.begin_transaction():
+        context.run_migrations()

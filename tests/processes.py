@@ -14,6 +14,7 @@ from typing import Any
 import psutil
 import uvicorn
 
+from app.api.__main__ import Server
 from app.api.app import create_app
 from app.settings import Settings
 from tests.servers import free_port
@@ -25,12 +26,12 @@ ROOT = Path(__file__).parent.parent
 class Process:
     """A process with its log in a file."""
 
-    def __init__(self, command: list[str], folder: Path, **env: object) -> None:
+    def __init__(self, command: list[str], folder: Path, *, cwd: Path = ROOT, **env: object) -> None:
         self.folder = folder
         self.log_path = folder / f"process-{free_port()}.log"
         environment = {**os.environ, "JOBSTACK_RUN_DIR": str(folder), **{k: str(v) for k, v in env.items()}}
         with self.log_path.open("wb") as log:
-            self.process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=subprocess.STDOUT)
+            self.process = subprocess.Popen(command, cwd=cwd, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
     @property
     def log(self) -> str:
@@ -91,7 +92,7 @@ def serving(settings: Settings) -> Iterator[str]:
     port = free_port()
     # Connections that a test opened wait for their turn, on a busy machine for long.
     options: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_keep_alive": 60}
-    server = uvicorn.Server(uvicorn.Config(create_app(settings), port=port, **options))
+    server = Server(uvicorn.Config(create_app(settings), port=port, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     until(lambda: server.started, "the API is up")

@@ -6,7 +6,7 @@ import celery.apps.worker
 from billiard.util import get_pdeathsig  # type: ignore[attr-defined]
 from kombu.transport.redis import Transport
 
-from app import logs
+from app import logs, migrate
 from app.celery_app import celery_app
 from app.queues import MAINTENANCE
 from app.settings import get_settings
@@ -24,6 +24,7 @@ def say(text: str, *_: object) -> None:
 
 def main() -> None:
     settings = get_settings()
+    migrate.wait(settings, process_name())
     concurrency = settings.worker_concurrency
     if MAINTENANCE in settings.worker_queues:
         # Dispatch and rescue must never wait behind a long clean-up.

@@ -15,6 +15,7 @@ def upgrade() -> None:
     CREATE TABLE job_stats (
         minute timestamptz NOT NULL,
         process text NOT NULL,
+        queue text NOT NULL,
         kind text NOT NULL,
         status text NOT NULL,
         error text NOT NULL DEFAULT '',
@@ -23,7 +24,7 @@ def upgrade() -> None:
         wait_buckets bigint[] NOT NULL DEFAULT '{}',
         run_seconds double precision NOT NULL DEFAULT 0,
         run_buckets bigint[] NOT NULL DEFAULT '{}',
-        PRIMARY KEY (minute, process, kind, status, error)
+        PRIMARY KEY (minute, process, queue, kind, status, error)
     );
 
     -- A cookie is good until its time, wherever it is kept; but not after its owner has logged out.
