@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 class Process:
     """A process with its log in a file."""
 
-    def __init__(self, command: list[str], folder: Path, *, cwd: Path = ROOT, **env: object) -> None:
+    def __init__(self, command: list[str], folder: Path, *, cwd: Any = ROOT, **env: object) -> None:
         self.folder = folder
         self.log_path = folder / f"process-{free_port()}.log"
         environment = {**os.environ, "JOBSTACK_RUN_DIR": str(folder), **{k: str(v) for k, v in env.items()}}

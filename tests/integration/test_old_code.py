@@ -41,7 +41,6 @@ def git(*arguments: str) -> bytes:
 def old(tmp_path: Path) -> Path:
     """The repository as it was before its newest migration; as it is committed, while that is being written."""
     newest = ScriptDirectory.from_config(Config(migrate.INI)).get_revision(SCHEMA_REVISION)
-    assert newest
     added = git("log", "--diff-filter=A", "--format=%H", "-1", "--", newest.path).decode().strip()
     archive = git("archive", f"{added}^" if added else "HEAD")
     with tarfile.open(fileobj=BytesIO(archive)) as tar:
@@ -52,7 +51,7 @@ def old(tmp_path: Path) -> Path:
 def test_old_code_works_on_the_new_schema(old: Path, tmp_path: Path, postgres: Postgres, redis: Redis) -> None:
     url, port = postgres.another_database("old_code"), free_port()
     migration = [sys.executable, "-m", "app.migrate"]
-    begun = []
+    begun: list[Path] = []
     with (
         ExitStack() as stack,
         psycopg.connect(url, autocommit=True) as db,
@@ -77,7 +76,7 @@ def test_old_code_works_on_the_new_schema(old: Path, tmp_path: Path, postgres: P
 
         def is_ready() -> bool:
             try:
-                return api.get("/health/ready").json()["status"] == "ok"
+                return bool(api.get("/health/ready").json()["status"] == "ok")
             except httpx.TransportError:
                 return False
 
