@@ -5,7 +5,6 @@ Keys of anybody else in the same Redis are counted and left alone. The hourly cl
 python scripts/cleanup_redis_manual.py --dry-run
 """
 
-import json
 import re
 import sys
 import time
@@ -93,10 +92,10 @@ def survey(broker: Broker, *, seconds: float = float("inf")) -> tuple[dict[str, 
             for_ever = {key for key, left in zip(ours, ask(client, "TTL", ours), strict=True) if left == -1}
             doubtful = [key for key in for_ever if names[key] == "results"]
             for key, value in zip(doubtful, ask(client, "GET", doubtful), strict=True):
-                if is_result(key, value):
-                    immortal.append(key)
-                else:
+                if cleanup_celery_results.seconds_left(key, value, now=0, result_expires=0) is None:
                     names[key] = "other"
+                else:
+                    immortal.append(key)
             measured = []
             for key, name in names.items():
                 kind = kinds[name]
@@ -115,15 +114,6 @@ def ask(client: Any, command: str, keys: list[bytes]) -> list[Any]:
     for key in keys:
         pipe.execute_command(command, key)
     return pipe.execute(raise_on_error=False) if keys else []
-
-
-def is_result(key: bytes, value: Any) -> bool:
-    """Whether what is named like a result of Celery's is one, and not somebody else's: as the hourly task has it."""
-    try:
-        content = json.loads(value)
-        return bool(content["task_id"] == key.decode().removeprefix(RESULT_PREFIX) and "status" in content)
-    except (ValueError, TypeError, LookupError):
-        return False
 
 
 def classifier(broker: Broker) -> Any:

@@ -81,7 +81,7 @@ def _sweep(client: redis.Redis, keys: list[bytes], result_expires: int) -> Count
     done, commands = Counter[str](), list[tuple[Any, ...]]()
     now = cast(tuple[int, int], client.time())[0] if keys else 0
     for key, first in zip(keys, firsts, strict=True):
-        seconds = _seconds_left(key, first, now, result_expires)
+        seconds = seconds_left(key, first, now, result_expires)
         if seconds is not None:
             commands.append(("EXPIRE", key, seconds) if seconds else ("UNLINK", key))
             done["expired" if seconds else "deleted"] += 1
@@ -89,7 +89,7 @@ def _sweep(client: redis.Redis, keys: list[bytes], result_expires: int) -> Count
     return done
 
 
-def _seconds_left(key: bytes, first: Any, now: int, result_expires: int) -> int | None:
+def seconds_left(key: bytes, first: Any, now: int, result_expires: int) -> int | None:
     """How long this key, with `first` as its (first) content, may stay. None: not Celery's, whatever its name says."""
     try:
         content = json.loads(first[0] if isinstance(first, list) else first)
