@@ -34,7 +34,7 @@ def _number(migration: Any, _: Any, directives: list[Any]) -> None:
     directives[0].rev_id = f"{int(head or 0) + 1:04}"
 
 
-def _say(*, step: Any, **_: Any) -> None:
+def _say(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
     print(f"{step.up_revision_id} {step.up_revision.doc}: {'done' if step.is_upgrade else 'undone'}", flush=True)
 
 
