@@ -25,6 +25,8 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: Annotated[dict[str, SecretStr], NoDecode] = {}
+    # Streams of events open in one process, beyond which a further one is answered with 503: some 20 kB each.
+    max_event_streams: int = Field(2000, ge=1)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
 

@@ -161,6 +161,7 @@ job_stats = Table(
     metadata,
     Column("minute", _TIME, primary_key=True),
     Column("process", Text, primary_key=True),
+    Column("queue", Text, primary_key=True),
     Column("kind", Text, primary_key=True),
     Column("status", Text, primary_key=True),
     Column("error", Text, primary_key=True, server_default=""),

@@ -11,8 +11,8 @@ from app import logs, ticks
 from app.database import Database
 from app.jobs import messages
 from app.queues import MAINTENANCE
+from app.schedule import SCHEDULE, Entry
 from app.settings import Settings, SettingsError
-from beat.schedule import SCHEDULE, Entry
 
 log = logs.get(__name__)
 

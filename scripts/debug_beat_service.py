@@ -5,7 +5,6 @@ python scripts/debug_beat_service.py
 
 import sys
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -17,13 +16,12 @@ from psycopg.rows import DictRow
 from app import ticks
 from app.jobs import messages
 from app.queues import MAINTENANCE
-from beat.schedule import SCHEDULE, Entry
+from app.schedule import SCHEDULE, SLACK, Entry
+from app.settings import get_settings
 from scripts import helper, looks
 from scripts.broker import Broker, Worker
 from scripts.helper import COULD_NOT, FINE, FOUND, AsJson, Script, Unreachable, age, stop
 
-# How long after its time a tick may be sent, and a sent one started, before something is wrong.
-SLACK = timedelta(seconds=20)
 # A beat that was just restarted has no connection for a moment.
 RESTART_SECONDS = 8
 
@@ -72,7 +70,7 @@ def main(as_json: AsJson = False) -> None:
         diagnosis=diagnosis.what,
         message=diagnosis.text,
         fix=diagnosis.fix,
-        entries=[{**tick, "due_last": due, "late": is_late(entry, tick, due)} for entry, tick, due in seen.entries]
+        entries=[{**tick, "due_last": due, "late": is_late(entry, tick)} for entry, tick, due in seen.entries]
         if seen
         else [],
         beat_connected_seconds=seen and seen.connected,
@@ -91,19 +89,14 @@ def look(script: Script) -> Seen:
     return Seen(entries, connections.get("jobstack-beat"), waiting, broker.workers())
 
 
-def is_late(entry: Entry, tick: DictRow, due: Any) -> bool:
-    """Whether its newest due time has no tick although there was time to send one; for an entry that keeps one row:
-    whether nothing was sent for longer than beat ever waits."""
-    if not entry.frequent:
-        return bool(tick["now"] - due > SLACK and (tick["due_at"] is None or tick["due_at"] < due))
-    patience = SLACK + entry.expires
-    last = tick["sent_at"] or tick["due_at"]
-    return last is None or bool(tick["now"] - last > patience)
+def is_late(entry: Entry, tick: DictRow) -> bool:
+    zone = ZoneInfo(get_settings().schedule_timezone)
+    return entry.is_late(tick["now"], zone, tick["due_at"], tick["sent_at"])
 
 
 def diagnose(seen: Seen) -> Diagnosis:
     """The first of the reasons, from beat to the task, that fits."""
-    late = [entry.task for entry, tick, due in seen.entries if is_late(entry, tick, due)]
+    late = [entry.task for entry, tick, _ in seen.entries if is_late(entry, tick)]
     sent = min((tick["sent_age"] for _, tick, _ in seen.entries if tick["sent_age"] is not None), default=None)
     if seen.connected is None and (late or sent is None or sent > RESTART_SECONDS):
         text = f"It has no connection to PostgreSQL; the last tick was sent {age(sent)}{' ago' if sent else ''}."
@@ -163,7 +156,7 @@ def show(script: Script, seen: Seen) -> None:
             "no" if tick["started_at"] is None else f"{age(tick['started_age'])} ago",
             str(result),
         )
-        rows.append((cells, "red" if is_late(entry, tick, due) or tick["error"] else ""))
+        rows.append((cells, "red" if is_late(entry, tick) or tick["error"] else ""))
     script.table(("entry", "due last", "newest tick", "sent", "started", "result"), rows)
     beat = "not connected" if seen.connected is None else f"connected to PostgreSQL for {age(seen.connected)}"
     script.say(

@@ -15,8 +15,10 @@ from celery.bootsteps import RUN  # type: ignore[attr-defined]
 from celery.worker import consumer
 from celery.worker.state import maybe_shutdown
 from redis.exceptions import ConnectionError as RedisGone
+from redis.exceptions import ResponseError
 
-from app import alive, logs
+from app import alive, logs, workers
+from app.settings import get_settings
 from worker import shutdown
 from worker.health import process_name
 from worker.request import hand_back_all
@@ -124,6 +126,8 @@ class Consumer(consumer.Consumer):
     def stop(self) -> None:
         with suppress(*self.connection_errors, *self.channel_errors):
             self._flush_events()
+            if self.task_consumer:
+                self._client().zrem(workers.KEY, self._member())
         super().stop()
 
     # --- messages ---
@@ -240,6 +244,14 @@ class Consumer(consumer.Consumer):
         if self._answered >= self._touch_at:
             self._touch_at = self._answered + TOUCH_SECONDS
             alive.touch(process_name())
+            with suppress(ResponseError):  # its memory is full: no reason to consume nothing
+                self._client().eval(workers.SIGN, 1, workers.KEY, self._member())
+
+    def _client(self) -> Any:
+        return self.task_consumer.channel.client
+
+    def _member(self) -> str:
+        return workers.member(self.hostname, get_settings().worker_queues)
 
     @staticmethod
     def _touch() -> None:

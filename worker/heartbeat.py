@@ -12,6 +12,7 @@ from uuid import UUID
 from app import logs
 from app.database import CONNECTION_LOST, Database
 from app.jobs import statements
+from app.jobs.stats import Stats
 from app.settings import Settings
 
 log = logs.get(__name__)
@@ -42,9 +43,11 @@ class Lease:
 class Heartbeat:
     """Holds the leases of one process. Its thread starts with the first job, so never before a fork."""
 
-    def __init__(self, database: Database, settings: Settings, *, may_kill: bool) -> None:
+    def __init__(self, database: Database, settings: Settings, stats: Stats, *, may_kill: bool) -> None:
         self._database = database
         self._settings = settings
+        self._stats = stats
+        self._flush_at = 0.0
         self._may_kill = may_kill
         self._leases: set[Lease] = set()
         self._changed = threading.Condition()
@@ -76,6 +79,7 @@ class Heartbeat:
     def _run(self) -> None:
         failing = False
         while True:
+            self._flush()
             with self._changed:
                 now = time.monotonic()
                 due = [lease for lease in self._leases if self._next(lease) <= now]
@@ -97,6 +101,17 @@ class Heartbeat:
                 if failing:
                     log.info("heartbeats_work_again")
                 failing = False
+
+    def _flush(self) -> None:
+        """Statistics, every now and then. Whatever goes wrong with them, leases are renewed."""
+        if time.monotonic() < self._flush_at:
+            return
+        self._flush_at = time.monotonic() + self._settings.job_heartbeat_seconds
+        try:
+            self._stats.flush(self._database.run)
+        except Exception as error:
+            expected = isinstance(error, CONNECTION_LOST)
+            log.warning("stats_wait", error=str(error).strip(), exc_info=None if expected else error)
 
     @staticmethod
     def _next(lease: Lease) -> float:
@@ -145,7 +160,10 @@ class Heartbeat:
     def _kill(self, lease: Lease) -> None:
         """The handler never looked at its cancel: it ends with its process, which the pool replaces."""
         log.warning("cancelled_job_killed", job_id=str(lease.job_id))
-        self._database.run(
+        rows = self._database.run(
             statements.CANCELLED, {"id": lease.job_id, "token": lease.token, "progress": lease.unwritten()}
         )
+        self._stats.count_ends(rows, "")
+        self._flush_at = 0
+        self._flush()
         os.kill(os.getpid(), signal.SIGKILL)

@@ -114,4 +114,4 @@ def __getattr__(name: str) -> Any:
 
 
 if __name__ == "__main__":
-    serve("worker.inline:app")
+    serve(create_inline_app)

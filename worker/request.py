@@ -14,6 +14,7 @@ from psycopg import Error as DatabaseError
 from app import logs
 from app.database import Database
 from app.jobs import dispatch, messages, statements
+from app.jobs.stats import Stats
 from app.settings import get_settings
 from worker import shutdown
 from worker.runner import NODE
@@ -84,6 +85,7 @@ class JobRequest(TaskRequest):
             )
             for row in rows:
                 log.warning("child_ended", job_id=str(row["id"]), error=message, outcome=row["status"])
+            _count(database, self.hostname, rows, error_type)
             again = [row for row in rows if row["status"] == "queued"]
             if again and not stopping:
                 with messages.connect(settings) as client:
@@ -94,10 +96,20 @@ class JobRequest(TaskRequest):
             database.close()
 
 
+def _count(database: Database, worker: str, rows: list[Any], error_type: str) -> None:
+    """For the statistics, which must hold up nothing."""
+    stats = Stats(worker)
+    stats.count_ends(rows, error_type)
+    with suppress(DatabaseError):
+        stats.flush(database.run)
+
+
 def hand_back_all() -> int:
     """Puts all claims of this worker back, uncounted; returns how many there were. Raises `CONNECTION_LOST`."""
     database = Database(get_settings(), "worker-parent", statement_seconds=3)
-    return len(database.run(statements.HAND_BACK_NODE, {"node": NODE, "retry_in": 0, "progress": None}))
+    rows = database.run(statements.HAND_BACK_NODE, {"node": NODE, "retry_in": 0, "progress": None})
+    _count(database, NODE, rows, "")
+    return len(rows)
 
 
 def _cause(error: WorkerLostError) -> str:

@@ -19,6 +19,7 @@ from app.files.store import FileStore
 from app.jobs import statements
 from app.jobs.kind import Kind, Model
 from app.jobs.kinds import offered_kinds
+from app.jobs.stats import HANDED_BACK, RETRY, Stats
 from app.settings import Settings
 from worker import errors
 from worker.context import Context
@@ -45,6 +46,7 @@ class Claim(NamedTuple):
     max_attempts: int
     request_id: str | None
     lease_token: UUID
+    waited: float  # seconds, from when it was due
 
     def named(self) -> dict[str, Any]:
         """What stands in every line of the log that speaks of the job."""
@@ -59,6 +61,7 @@ class Claim(NamedTuple):
 # Takes the result of a job, as JSON, and returns how its attempt ended.
 Finish = Callable[[Claim, Lease, str], str]
 KEPT = "kept"
+LEASE_LOST = "lease lost"
 
 
 class Runner:
@@ -69,7 +72,8 @@ class Runner:
         self.worker = worker
         self.database = Database(settings, "worker")
         self.files = FileStore(settings)
-        self._heartbeat = Heartbeat(self.database, settings, may_kill=may_kill)
+        self.stats = Stats(worker)
+        self._heartbeat = Heartbeat(self.database, settings, self.stats, may_kill=may_kill)
         self._kinds = offered_kinds(settings)
 
     def identity(self) -> dict[str, Any]:
@@ -111,7 +115,7 @@ class Runner:
             try:
                 outcome = self._run(claim, lease, keep or self._finish)
             except errors.LeaseLost:
-                outcome = "lease lost"
+                outcome = LEASE_LOST
             finally:
                 self._heartbeat.drop(lease)
             if outcome != KEPT:
@@ -169,7 +173,7 @@ class Runner:
                 except errors.PermanentError as error:
                     outcome = self._fail(claim, lease, error)
             except errors.LeaseLost:
-                outcome = "lease lost"
+                outcome = LEASE_LOST
             except psycopg.Error:
                 log.exception("not_written", note="left to rescue")
                 return
@@ -178,6 +182,8 @@ class Runner:
     def log_end(self, claim: Claim, outcome: str, seconds: float) -> None:
         """Every attempt's end passes here."""
         log.info("job_ended", outcome=outcome, seconds=round(seconds, 3), **claim.named())
+        if outcome != LEASE_LOST:  # who took it away has counted it
+            self.stats.count(claim, outcome, waited=claim.waited, ran=seconds)
 
     def _finish(self, claim: Claim, lease: Lease, result: str) -> str:
         try:
@@ -197,7 +203,7 @@ class Runner:
 
     def _hand_back(self, claim: Claim, lease: Lease, seconds: float) -> str:
         self._end(statements.HAND_BACK, claim, lease, {"retry_in": seconds})
-        return "handed back"
+        return HANDED_BACK
 
     def _fail(self, claim: Claim, lease: Lease, error: BaseException) -> str:
         delay = errors.retry_delay(error, claim.attempt)
@@ -214,7 +220,9 @@ class Runner:
             lease,
             {"error": json.dumps(errors.describe(error)), "retry_in": delay, "published": False},
         )
-        return "retry" if outcome == "queued" else outcome
+        if outcome in ("queued", "failed"):
+            self.stats.count_error(claim, type(error).__name__)
+        return RETRY if outcome == "queued" else outcome
 
     def wait_and_claim(self, job_id: UUID, patience: float) -> Claim | None:
         """As `claim`, but waits up to `patience` seconds for PostgreSQL. After that the message is dropped: dispatch

@@ -21,7 +21,7 @@ from app.database import CONNECTION_LOST
 from app.jobs import dispatch, messages, statements
 from worker import shutdown
 from worker.heartbeat import Lease
-from worker.runner import KEPT, Claim, Runner
+from worker.runner import KEPT, LEASE_LOST, Claim, Runner
 
 log = logs.get(__name__)
 
@@ -158,7 +158,7 @@ class _Slice:
             return
         outcomes = {row["id"]: row["status"] for row in rows}
         for job in done:
-            self._runner.log_end(job.claim, outcomes.get(job.claim.id, "lease lost"), job.seconds)
+            self._runner.log_end(job.claim, outcomes.get(job.claim.id, LEASE_LOST), job.seconds)
 
     def _give_back(self) -> None:
         """Jobs that have not begun: not counted, and still short."""

@@ -2,6 +2,7 @@
 
 import gc
 import signal
+from contextlib import suppress
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -10,7 +11,7 @@ from uuid import UUID
 import redis
 from celery import Task
 from celery.exceptions import Reject
-from celery.signals import worker_ready, worker_shutting_down
+from celery.signals import worker_process_shutdown, worker_ready, worker_shutting_down
 
 from app import logs, ticks
 from app.celery_app import celery_app
@@ -28,10 +29,14 @@ CLAIM_PATIENCE_SECONDS = 20
 AWAY = (*CONNECTION_LOST, *messages.REDIS_ERRORS)
 
 
+_runners: list[Runner] = []
+
+
 # Made at a child's first task and kept: nothing may be open when the parent forks.
 @cache
 def _runner(worker: str) -> Runner:
-    return Runner(get_settings(), worker=worker, may_kill=True)
+    _runners.append(Runner(get_settings(), worker=worker, may_kill=True))
+    return _runners[-1]
 
 
 @cache
@@ -90,6 +95,14 @@ def _register(module: ModuleType) -> None:
 
 for _module in maintenance.ALL:
     _register(_module)
+
+
+@worker_process_shutdown.connect
+def _child_ends(**_: object) -> None:
+    """In a child that ends by itself: what it has counted since its last heartbeat."""
+    with suppress(*CONNECTION_LOST):
+        for runner in _runners:
+            runner.stats.flush(runner.database.run)
 
 
 # --- the parent ----------------------------------------------------------------------------------------------------

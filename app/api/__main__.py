@@ -1,20 +1,47 @@
 """`python -m app.api`: the API under uvicorn."""
 
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
 import uvicorn
+from fastapi import FastAPI
 
 from app import logs
+from app.api.app import create_app
 from app.settings import get_settings
 
 # For requests in progress, after SIGTERM.
 GRACE_SECONDS = 10
+# So long does the kernel keep what a client does not take in.
+UNREAD_MILLISECONDS = 60_000
 
 
-def serve(application: str) -> None:
-    """Runs an ASGI application as this process's only work."""
+class Server(uvicorn.Server):
+    """uvicorn, for an application with streams that last for hours."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        # A reader who stopped keeps his connection for ever: it looks alive. Accepted ones inherit the option.
+        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
+            for server in self.servers:
+                for listener in server.sockets:
+                    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MILLISECONDS)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        # Before it waits for answers that are under way.
+        application: Any = self.config.app
+        application.state.streams.close()
+        await super().shutdown(sockets=sockets)
+
+
+def serve(create: Callable[[], FastAPI]) -> None:
+    """Runs the application that `create` makes as this process's only work."""
     settings = get_settings()
     logs.configure()
-    uvicorn.run(
-        application,
+    config = uvicorn.Config(
+        create(),
         # "" binds IPv4 and IPv6, which `::` with one process does not.
         host="" if settings.host in ("::", "") else settings.host,
         port=settings.port,
@@ -27,7 +54,9 @@ def serve(application: str) -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=30,
     )
+    with suppress(KeyboardInterrupt):  # as uvicorn's own `run`
+        Server(config).run()
 
 
 if __name__ == "__main__":
-    serve("app.api.app:app")
+    serve(create_app)

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -10,16 +11,22 @@ from fastapi import FastAPI
 from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
-from app.api import errors, files, jobs, operations
+from app import logs
+from app.api import errors, events, files, jobs, operations
 from app.api.counts import QueueCounts
 from app.api.middleware import RequestMiddleware
-from app.database import Params, open_pool
+from app.api.overview import last_hour
+from app.api.within import within
+from app.database import CONNECTION_LOST, Params, open_pool
 from app.files.store import FileStore
 from app.jobs import messages
 from app.jobs.create import Creator
 from app.jobs.kinds import offered_kinds
 from app.jobs.publisher import Publisher
+from app.jobs.stats import FLUSH, Stats
 from app.settings import Settings, SettingsError, get_settings
+
+log = logs.get(__name__)
 
 DESCRIPTION = """
 Hand in a job, get its id at once, and look at it until it is over. `202` means that the job is committed in PostgreSQL:
@@ -50,7 +57,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         state.pool = pool = open_pool(settings)
         state.redis = messages.connect_async(settings) if settings.jobs_execution == "celery" else None
         state.publisher = Publisher(settings, state.redis)
-        state.creator = Creator(pool, state.publisher)
+        state.stats = Stats(f"api@{socket.gethostname()}")
+        state.creator = Creator(pool, state.publisher, state.stats)
 
         async def query(statement: Any, params: Params, *, prepare: bool | None = None) -> list[dict[str, Any]]:
             async with pool.connection() as connection:
@@ -58,9 +66,31 @@ def create_app(settings: Settings | None = None) -> FastAPI:
 
         state.query = query
         state.counts = QueueCounts(query)
+        state.last_hour = last_hour(query)
+        state.streams = events.Streams(settings.max_event_streams)
+        state.job_events = events.JobEvents(state.streams, query)
+        state.overview_events = events.OverviewEvents(state.streams, state)
+
+        async def flush_stats() -> None:
+            if taken := state.stats.take():
+                try:
+                    await within(query(FLUSH, taken))
+                except (*CONNECTION_LOST, errors.Problem) as error:
+                    state.stats.put_back(taken)
+                    log.warning("stats_wait", error=str(error).strip())
+
+        async def count() -> None:
+            while True:
+                await asyncio.sleep(settings.job_heartbeat_seconds)
+                try:
+                    await flush_stats()
+                except Exception:  # a mistake of ours must not end all counting
+                    log.exception("stats_failed")
+
         # Not waited for: an API that starts before its database answers 503 and heals by itself.
         await pool.open(wait=False)
         publishing = asyncio.create_task(state.publisher.run())
+        counting = asyncio.create_task(count())
         # All modules are loaded and stay: looking through them for garbage again and again would hold up, for 50 ms,
         # whichever request is under way.
         gc.collect()
@@ -68,6 +98,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         try:
             yield
         finally:
+            await state.job_events.stop()
+            await state.overview_events.stop()
+            counting.cancel()
+            await flush_stats()
             state.publisher.stop()
             await publishing
             if state.redis is not None:
@@ -87,6 +121,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     errors.install(app)
     # Not by include_router, whose second round of matching costs a tenth of a request.
     app.router.routes.extend(jobs.make_router(tuple(offered_kinds(settings)), operation_id).routes)
+    app.router.routes.extend(events.router.routes)
+    app.include_router(events.page_router)
     app.include_router(files.router)
     app.include_router(operations.router)
 

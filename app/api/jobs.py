@@ -30,6 +30,7 @@ from app.jobs.requests import (
     request_type,
     shown,
 )
+from app.jobs.stats import WITHDRAWN
 from app.queues import JOB_QUEUES
 
 KEY_HEADER = {
@@ -147,7 +148,10 @@ def make_router(kinds: Sequence[str], operation_id: Callable[[APIRoute], str]) -
     @router.post("/{job_id}/cancel", status_code=202, responses=responses(401, 404, 409, 422, 503))
     async def cancel_job(request: Request, job_id: UUID) -> Job:
         """A queued job is over at once. A running one ends at its next checkpoint, and can't succeed any more."""
-        return await _move(request, statements.CANCEL, job_id, "is over and can't be cancelled")
+        job = await _move(request, statements.CANCEL, job_id, "is over and can't be cancelled")
+        if job.status == "cancelled":
+            request.app.state.stats.count(job, WITHDRAWN)
+        return job
 
     @router.post("/{job_id}/retry", status_code=202, responses=responses(401, 404, 409, 422, 503))
     async def retry_job(request: Request, job_id: UUID) -> Job:
@@ -202,8 +206,12 @@ def _new_job(request: Request, body: Any, idempotency_key: str | None) -> NewJob
 async def _get(request: Request, job_id: UUID) -> DictRow:
     rows: list[DictRow] = await within(request.app.state.query(statements.GET, {"id": job_id}))
     if not rows:
-        raise Problem(404, "unknown-job", f"There is no job {job_id}; jobs are removed some time after their end.")
+        raise unknown_job(job_id)
     return rows[0]
+
+
+def unknown_job(job_id: UUID) -> Problem:
+    return Problem(404, "unknown-job", f"There is no job {job_id}; jobs are removed some time after their end.")
 
 
 async def _move(request: Request, statement: str, job_id: UUID, refusal: str) -> Job:

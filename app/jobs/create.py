@@ -25,6 +25,7 @@ from app.jobs import statements
 from app.jobs.kinds import all_kinds
 from app.jobs.publisher import Publisher
 from app.jobs.requests import JobRequest, NewJob
+from app.jobs.stats import CREATED, Stats
 from app.queues import QUEUE_OF_PRIORITY
 
 Connection = psycopg.AsyncConnection[DictRow]
@@ -106,9 +107,10 @@ def _hash(request: JobRequest) -> bytes:
 class Creator:
     """Inserts jobs for one API process."""
 
-    def __init__(self, pool: AsyncConnectionPool[Connection], publisher: Publisher) -> None:
+    def __init__(self, pool: AsyncConnectionPool[Connection], publisher: Publisher, stats: Stats) -> None:
         self._pool = pool
         self._publisher = publisher
+        self._stats = stats
         self._waiting: list[_Call] = []
         self._lanes: set[asyncio.Task[None]] = set()
 
@@ -181,6 +183,8 @@ class Creator:
 
     def _publish(self, created: list[Created]) -> None:
         rows = [row for row, new in created if new]
+        for row in rows:
+            self._stats.count(row, CREATED)
         self._publisher.submit(row for row in rows if row["published_at"] is not None)
         due = [row for row in rows if row["published_at"] is None and row["run_at"] == row["created_at"]]
         self._publisher.wake({row["queue"] for row in due if row["short"]})

@@ -82,7 +82,7 @@ WITH created AS (
                       started_at, heartbeat_at, worker, node, pid, lease_token, lease_expires_at)
     VALUES (%(id)s, %(kind)s, %(priority)s, %(queue)s, %(payload)s::jsonb, %(max_attempts)s, 1, 'running',
             now(), now(), %(worker)s, %(node)s, %(pid)s, %(token)s, now() + %(lease)s * interval '1 second')
-    RETURNING id, kind, queue, payload, attempt, max_attempts, request_id, lease_token
+    RETURNING id, kind, queue, payload, attempt, max_attempts, request_id, lease_token, 0.0::float AS waited
 ), linked AS (
     INSERT INTO job_files (job_id, file_id) SELECT %(id)s, unnest(%(file_ids)s::uuid[])
 )
@@ -98,7 +98,9 @@ _CLAIM = """
 """
 # Who runs alone is not to be treated as one of a group.
 _ALONE = ", short = false"
-_CLAIMED = "RETURNING id, kind, queue, payload, attempt, max_attempts, request_id, lease_token"
+_CLAIM_SHOWS = """id, kind, queue, payload, attempt, max_attempts, request_id, lease_token,
+    EXTRACT(EPOCH FROM started_at - run_at)::float AS waited"""
+_CLAIMED = f"RETURNING {_CLAIM_SHOWS}"
 _DUE = "status = 'queued' AND run_at <= now() AND attempt < max_attempts AND cancel_requested_at IS NULL"
 
 # The compare-and-set that makes duplicates of a message harmless. Its commit does not wait for the disk: a claim lost
@@ -121,8 +123,8 @@ picked AS (
 """
 
 # After a claim whose answer was lost: the row carries our token, so it is ours.
-CLAIMED = """
-SELECT id, kind, queue, payload, attempt, max_attempts, request_id, lease_token FROM jobs
+CLAIMED = f"""
+SELECT {_CLAIM_SHOWS} FROM jobs
 WHERE id = %(id)s AND lease_token = %(token)s AND status = 'running'
 """
 
@@ -181,7 +183,7 @@ CANCELLED = """
 UPDATE jobs SET status = 'cancelled', progress = COALESCE(%(progress)s::jsonb, progress),
     heartbeat_at = now(), finished_at = now(), lease_expires_at = NULL
 WHERE id = %(id)s AND lease_token = %(token)s AND status = 'running' AND cancel_requested_at IS NOT NULL
-RETURNING status
+RETURNING status, kind, queue
 """
 
 
@@ -217,7 +219,7 @@ WITH ended AS MATERIALIZED (
     INSERT INTO job_attempts (job_id, attempt, worker, error, started_at)
     SELECT id, attempt, worker, error, started_at FROM moved WHERE status <> 'cancelled' AND NOT uncounted
 )
-SELECT id, kind, queue, status, attempt, worker, run_at FROM moved
+SELECT id, kind, queue, status, attempt, worker, run_at, uncounted FROM moved
 """
 
 
@@ -247,7 +249,7 @@ UPDATE jobs SET status = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELS
     run_at = GREATEST(run_at, now() + NULLIF(%(retry_in)s::float, 0) * interval '1 second'),
     progress = COALESCE(%(progress)s::jsonb, progress)
 WHERE status = 'running' AND {whose}
-RETURNING id, status
+RETURNING id, status, kind, queue
 """
 
 
@@ -358,6 +360,15 @@ DELETE FROM jobs WHERE id = ANY(ARRAY(SELECT id FROM old)) RETURNING id, created
 
 GET = f"SELECT {SHOWN} FROM jobs WHERE id = %(id)s"
 
+# A name for what a job's watchers want to know: the same whoever asks, another one after each change.
+_STATE = "left(md5(concat_ws(' ', status, attempt, started_at, progress)), 16)"
+GET_STATE = f"SELECT {SHOWN}, {_STATE} AS state FROM jobs WHERE id = %(id)s"
+# Of many jobs those whose state is not the one that is known.
+CHANGED = f"""
+SELECT {SHOWN}, {_STATE} AS state FROM unnest(%(ids)s::uuid[], %(states)s::text[]) AS seen (job_id, known)
+JOIN jobs ON jobs.id = job_id WHERE {_STATE} <> known
+"""
+
 # What a person wants to know besides.
 GET_STORY = f"SELECT {SHOWN}, cancel_requested_at, api_key, now() FROM jobs WHERE id = %(id)s"
 
@@ -378,6 +389,16 @@ def list_jobs(filters: list[str], *, after_cursor: bool, id_range: bool = False)
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
     return f"SELECT {SHOWN} FROM jobs {where} ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
 
+
+# Of the first page: a name for the state of its list, and who is at work.
+NEWEST_VERSION = f"""
+SELECT md5(string_agg(id || {_STATE}, ' ' ORDER BY created_at, id)) AS version
+FROM (SELECT * FROM jobs ORDER BY created_at DESC, id DESC LIMIT 50) AS newest
+"""
+RUNNING_BY_WORKER = """
+SELECT worker, count(*) AS jobs, EXTRACT(EPOCH FROM now() - max(heartbeat_at))::float AS heartbeat_age
+FROM jobs WHERE status = 'running' GROUP BY worker
+"""
 
 # Each count reads one partial index, which holds only rows in that state, and of each sort of waiting rows no more than
 # `most` (null: all of them): where they come to less, `queued` is exact.

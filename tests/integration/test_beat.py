@@ -15,7 +15,7 @@ from psycopg.rows import DictRow
 
 from app.jobs import messages
 from app.queues import MAINTENANCE
-from beat.schedule import SCHEDULE
+from app.schedule import SCHEDULE
 from tests.processes import ROOT, Process
 from tests.servers import Postgres, Redis
 from tests.waiting import until

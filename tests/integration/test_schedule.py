@@ -32,7 +32,7 @@ from app.jobs.publisher import ASK_SECONDS, Publisher
 from app.queues import ALL_QUEUES, MAINTENANCE
 from app.settings import Settings, SettingsError
 from beat.rounds import Beat
-from beat.schedule import SCHEDULE, Entry
+from app.schedule import SCHEDULE, Entry
 from tests.processes import ROOT
 from tests.servers import Redis
 from tests.waiting import until

@@ -14,7 +14,7 @@ from app.database import open_pool
 from app.jobs.messages import RUN_JOB
 from app.queues import ALL_QUEUES, MAINTENANCE
 from app.settings import QUEUES_FOR_JOBS, Settings
-from beat.schedule import SCHEDULE
+from app.schedule import SCHEDULE
 from scripts.stack import environment
 from worker import maintenance
 

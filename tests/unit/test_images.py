@@ -14,7 +14,7 @@ ENVIRONMENT = {"DATABASE_URL": "postgresql://nobody@localhost/none", "REDIS_URL"
 # What a process has imported once it runs: Celery's commands import the app's tasks, if it names any.
 STARTS = {
     "api": "import app.api.app, app.migrate",
-    "worker": "import worker.__main__, beat.schedule\n"
+    "worker": "import worker.__main__, app.schedule\n"
     "import importlib, pkgutil, worker.handlers as h\n"
     "for m in pkgutil.iter_modules(h.__path__): importlib.import_module(f'worker.handlers.{m.name}')\n"
     # Starts the stack, so it runs outside of it.

@@ -2,12 +2,15 @@
 
 import json
 from collections import Counter
+from contextlib import suppress
 
+import psycopg
 import redis
 from psycopg.rows import DictRow
 
 from app.database import Database
 from app.jobs import dispatch, statements
+from app.jobs.stats import Stats
 from app.settings import Settings
 
 
@@ -21,7 +24,7 @@ def run(database: Database, client: redis.Redis, settings: Settings) -> dict[str
 def rescue(database: Database, settings: Settings, *, published: bool) -> list[DictRow]:
     """Moves jobs whose lease ran out. `published`: the caller sends a message for each one that is queued again."""
     lost = f"lease lost: its worker gave no sign of life for {settings.job_lease_seconds:g} s"
-    return database.run(
+    rows = database.run(
         statements.RESCUE,
         {
             # After a restart of PostgreSQL, workers need a round to renew their leases.
@@ -31,3 +34,8 @@ def rescue(database: Database, settings: Settings, *, published: bool) -> list[D
             "published": published,
         },
     )
+    stats = Stats("rescue")
+    stats.count_ends(rows, "LeaseLost")
+    with suppress(psycopg.Error):  # these jobs must get their messages, counted or not
+        stats.flush(database.run)
+    return rows

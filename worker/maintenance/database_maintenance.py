@@ -9,7 +9,7 @@ from uuid import UUID
 import redis
 
 from app.database import Database
-from app.jobs import statements
+from app.jobs import statements, stats
 from app.settings import Settings
 from worker.maintenance._slice import slice_over
 
@@ -38,6 +38,8 @@ def run(database: Database, client: redis.Redis | None, settings: Settings) -> d
         done[what] += count
         if over():
             return {**done, "unfinished": True}
+    if rolled := database.run(stats.ROLL_UP):
+        done["stats"] = len(rolled)
     database.run(ANALYZE)
     return dict(done)
 

@@ -1,5 +1,5 @@
-"""The schedule: which house-keeping task runs when. `worker/maintenance/` says what each does, docs/schedule.md how an
-entry is added."""
+"""The schedule: which house-keeping task runs when. Beat goes by it; the API shows it. `worker/maintenance/` says what
+each task does, docs/schedule.md how an entry is added."""
 
 from collections import deque
 from dataclasses import dataclass
@@ -11,6 +11,8 @@ from cronsim import CronSim
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 # How far a cron entry's latest time may lie back: first a little, since most lie near; at last a 29th of February.
 LOOK_BACK = (timedelta(hours=3), timedelta(days=2), timedelta(days=40), timedelta(days=400), timedelta(days=3000))
+# How long after its time a tick may be sent before something is wrong.
+SLACK = timedelta(seconds=20)
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,21 @@ class Entry:
             if latest := deque(takewhile(lambda time: time <= now, times), maxlen=1):
                 return latest.pop()
         raise ValueError(f"{self.task} is never due: {self.when}")
+
+    def next(self, after: datetime, zone: tzinfo) -> datetime:
+        """The earliest time behind `after` at which this entry is due, in UTC."""
+        if isinstance(self.when, timedelta):
+            return EPOCH + ((after - EPOCH) // self.when + 1) * self.when
+        return next(CronSim(self.when, after.astimezone(zone))).astimezone(UTC)
+
+    def is_late(self, now: datetime, zone: tzinfo, due_at: datetime | None, sent_at: datetime | None) -> bool:
+        """Whether the newest tick, due and sent then, should have been followed by another that nobody sent; for an
+        entry that keeps one row: whether nothing was sent for longer than beat ever waits."""
+        if self.frequent:
+            last = sent_at or due_at
+            return last is None or now - last > SLACK + self.expires
+        due = self.latest(now, zone)
+        return now - due > SLACK and (due_at is None or due_at < due)
 
 
 _MINUTE = timedelta(minutes=1)
