@@ -78,3 +78,10 @@ FAIL = """
 UPDATE schedule_ticks SET sent_at = now(), started_at = NULL, error = %(error)s
 WHERE entry = %(entry)s AND due_at = %(due_at)s AND started_at = %(started_at)s
 """
+
+# --- pages ---------------------------------------------------------------------------------------------------------
+
+# A small table: entries that run often keep one row each.
+LATEST = """
+SELECT entry, due_at, started_at, finished_at, result, error FROM schedule_ticks ORDER BY due_at DESC LIMIT %(limit)s
+"""

@@ -107,13 +107,15 @@ async def job_page(request: Request, job_id: UUID) -> Response:
     files = {file["id"]: file for file in found}
     moments = story.moments(row, attempts[::-1])
     job = shown(row)
+    given = {name: value for name, value in job.payload.items() if value is not None}
     context = {
         "job": job,
         "kind": kind,
         "cancel_requested_at": row["cancel_requested_at"],
         "moments": moments,
         "spans": story.spans(row, moments),
-        "payload": story.values(job.payload, kind and kind.payload, files),
+        # Without the fields that were left out.
+        "payload": story.values(given, kind and kind.payload, files),
         "result": None if job.result is None else story.values(job.result, kind and kind.result, files),
     }
     return page(request, "job.html", context)

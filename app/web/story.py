@@ -85,7 +85,7 @@ def spans(job: DictRow, found: Sequence[Moment]) -> list[Span]:
     placed = []
     for began, ended, tone, title in runs:
         x = max((began - start).total_seconds() / whole * 1000, 0)
-        width = max((ended - began).total_seconds() / whole * 1000, 6)  # or it can't be seen
+        width = max(((ended or end) - began).total_seconds() / whole * 1000, 6)  # or it can't be seen
         placed.append(Span(round(min(x, 1000 - width), 1), round(width, 1), tone, title))
     return placed
 

@@ -111,8 +111,8 @@ def number(value: float) -> str:
 
 
 def label(name: str) -> str:
-    """sample_rate -> "Sample rate"; `_id` at the end says nothing to people."""
-    words = name.removesuffix("_id").replace("_", " ").strip() or name
+    """sample_rate -> "Sample rate", image_file_id -> "Image": what is shown there is no id, but the file."""
+    words = name.removesuffix("_id").removesuffix("_file").replace("_", " ").strip() or name
     return words[:1].upper() + words[1:]
 
 
