@@ -1,6 +1,8 @@
 """`python -m app.api`: the API under uvicorn."""
 
+import signal
 import socket
+import sys
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -54,6 +56,8 @@ def serve(create: Callable[[], FastAPI]) -> None:
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=30,
     )
+    # When all is answered uvicorn sends itself the signal that it got, and would end by it: as if it had been killed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with suppress(KeyboardInterrupt):  # as uvicorn's own `run`
         Server(config).run()
 
