@@ -38,9 +38,17 @@ def docker(*arguments: str, stdin: bytes | None = None, seconds: float = 120) ->
     return done.stdout.decode().strip()
 
 
+def revision() -> str:
+    """What is built."""
+    return subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=ROOT, check=True, capture_output=True, text=True
+    ).stdout.strip()
+
+
 def build(tag: str, dockerfile: str, *options: str) -> float:
     """Builds from what is committed; gives the seconds that it took."""
     context = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, check=True, capture_output=True).stdout
+    options = (*options, "--build-arg", f"REVISION={revision()}")
     began = time.monotonic()
     docker("build", "--quiet", "--tag", tag, "--file", dockerfile, *options, "-", stdin=context, seconds=600)
     return time.monotonic() - began

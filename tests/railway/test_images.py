@@ -1,16 +1,18 @@
 """The images that Railway would build: from the committed files alone, and small."""
 
+import json
+
 import pytest
 
 from tests.railway.conftest import Seen
-from tests.railway.rehearsal import IMAGES, Rehearsal, docker, megabytes_over_base
+from tests.railway.rehearsal import IMAGES, Rehearsal, docker, megabytes_over_base, revision
 
 # Railway stores and moves each image at each deploy.
 AIMS = {"api": 120, "worker": 180}
 
 
 @pytest.mark.parametrize("image", IMAGES)
-def test_an_image_is_small_and_knows_no_secret(project: Rehearsal, seen: Seen, image: str) -> None:
+def test_an_image_is_small_knows_no_secret_and_says_what_it_is(project: Rehearsal, seen: Seen, image: str) -> None:
     size = megabytes_over_base(project.tag(image))
     seen.images[image]["size"] = size
     if image in AIMS:
@@ -21,3 +23,6 @@ def test_an_image_is_small_and_knows_no_secret(project: Rehearsal, seen: Seen, i
     )
     assert "_URL=" not in environment
     assert "KEY=" not in environment
+    labels = json.loads(docker("image", "inspect", "--format", "{{json .Config.Labels}}", project.tag(image)))
+    assert labels["org.opencontainers.image.revision"] == revision()
+    assert labels["org.opencontainers.image.title"] == f"jobstack {image}"

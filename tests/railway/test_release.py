@@ -1,9 +1,12 @@
 """A release of the whole project, in the order in which things happen to one."""
 
 import json
+import os
+import re
+import subprocess
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -104,19 +107,36 @@ def test_jobs_with_files_end_to_end(release: Rehearsal, client: Client, seen: Se
         seen.services[service]["memory"] = release.memory(service)
 
 
-def test_a_migration_that_fails_stops_the_release(
-    release: Rehearsal, client: Client, seen: Seen, tmp_path: Path
-) -> None:
+def test_the_lines_of_the_page(release: Rehearsal, client: Client) -> None:
+    """The last step of docs/railway.md, typed as it stands there."""
+    page = (ROOT / "docs/railway.md").read_text()
+    ready, post = re.findall(r"^curl .*", page, re.MULTILINE)
+
+    def typed(line: str) -> Any:
+        own = {"API": release.at(8000), "KEY": config.SECRET}
+        done = subprocess.run(["sh", "-c", line], env=os.environ | own, check=True, capture_output=True)
+        return json.loads(done.stdout)
+
+    assert typed(ready) == json.loads(ready.partition("# ")[2])
+    assert client.finished(typed(post)["id"])["status"] == "succeeded"
+
+
+def test_a_migration_that_fails_stops_the_release(release: Rehearsal, client: Client, seen: Seen) -> None:
     before = release.sql("SELECT version_num FROM alembic_version")
-    broken = release.folder / "broken.py"
-    broken.write_text(
+    (release.folder / "broken.py").write_text(
         "from alembic import op\n"
         f"revision, down_revision = '9999', '{before}'\n"
         "def upgrade():\n"
         "    op.execute('CREATE TABLE half_way ()')\n"
         "    op.execute('SELECT 1 FROM no_such_table')\n"
     )
-    release.pre_deploy("migration-3", mounts={"broken.py": "/app/migrations/versions/9999_broken.py"})
+    # The next release's code, which needs that revision: it would look no further otherwise.
+    code_now = release.execute("api", "cat", "app/database.py")
+    code_next = code_now.replace(f'SCHEMA_REVISION = "{before}"', 'SCHEMA_REVISION = "9999"')
+    assert code_next != code_now
+    (release.folder / "database.py").write_text(code_next)
+    files = {"broken.py": "/app/migrations/versions/9999_broken.py", "database.py": "/app/app/database.py"}
+    release.pre_deploy("migration-3", mounts=files)
     code = release.ended("migration-3")
     assert code != 0
     assert "no_such_table" in "".join(release.output("migration-3"))
