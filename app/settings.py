@@ -3,6 +3,7 @@
 A process that finds a broken rule refuses to start and says which variable is wrong and what would be right.
 """
 
+import re
 from functools import cache
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
@@ -24,7 +25,16 @@ class Settings(BaseSettings):
     app_env: Literal["local", "production"] = "local"
     host: str = "127.0.0.1"
     port: int = 8000
-    api_keys: Annotated[dict[str, SecretStr], NoDecode] = {}
+    # (name, key); a name with two keys is one caller who changes from one to the other.
+    api_keys: Annotated[tuple[tuple[str, SecretStr], ...], NoDecode] = ()
+    # Names besides loopback and private ones by which a local stack may be called.
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode] = ()
+    # Requests in progress in one process, beyond which a further one is answered with 503.
+    max_requests: int = Field(200, ge=1)
+    # Whose X-Forwarded-For and X-Forwarded-Proto are believed: proxies are in private networks, strangers are not.
+    forwarded_allow_ips: str = (
+        "127.0.0.0/8,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,100.64.0.0/10,169.254.0.0/16,::1,fc00::/7,fe80::/10"
+    )
     # Streams of events open in one process, beyond which a further one is answered with 503: some 20 kB each.
     max_event_streams: int = Field(2000, ge=1)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
@@ -72,6 +82,8 @@ class Settings(BaseSettings):
     job_retention_days: int = Field(30, ge=0, le=36_500)
     schedule_timezone: str = "UTC"
 
+    # Where the pages link to for tasks and workers.
+    flower_url: str | None = None
     demo_jobs: bool = True
     webhook_allow_private: bool = False
 
@@ -80,14 +92,20 @@ class Settings(BaseSettings):
     def _split_keys(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        keys = dict(entry.strip().partition(":")[::2] for entry in value.split(",") if entry.strip())
-        if not all(name and key for name, key in keys.items()):
+        keys = [tuple(entry.strip().partition(":")[::2]) for entry in value.split(",") if entry.strip()]
+        if not all(name and key for name, key in keys):
             raise ValueError("write it as name:key, several separated by commas")
-        return keys
+        # Of two names for one key, whose is the job?
+        if len({key for _, key in keys}) < len(set(keys)):
+            raise ValueError("two names have the same key; give each caller its own")
+        # What a header carries unharmed.
+        if not all(re.fullmatch("[!-~]+", key) for _, key in keys):
+            raise ValueError("a key may have the visible characters of ASCII only")
+        return tuple(keys)
 
-    @field_validator("worker_queues", mode="before")
+    @field_validator("worker_queues", "allowed_hosts", mode="before")
     @classmethod
-    def _split_queues(cls, value: object) -> object:
+    def _split(cls, value: object) -> object:
         return tuple(filter(None, map(str.strip, value.split(",")))) if isinstance(value, str) else value
 
     @model_validator(mode="before")

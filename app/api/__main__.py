@@ -49,9 +49,9 @@ def serve(create: Callable[[], FastAPI]) -> None:
         port=settings.port,
         log_config=None,
         access_log=False,  # the middleware's line has the request id
-        # Whoever stands in front (a platform's router, a proxy) is the only one who can reach the port.
+        # For the client's address in the log, and for https, without which the login's cookie would not be Secure.
         proxy_headers=True,
-        forwarded_allow_ips="*",
+        forwarded_allow_ips=settings.forwarded_allow_ips,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
         timeout_keep_alive=30,

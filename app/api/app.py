@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
 from app import logs
-from app.api import errors, events, files, jobs, operations
+from app.api import auth, errors, events, files, jobs, login, operations
 from app.api.counts import QueueCounts
 from app.api.middleware import RequestMiddleware
 from app.api.overview import last_hour
@@ -125,6 +125,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(events.page_router)
     app.include_router(files.router)
     app.include_router(operations.router)
+    app.include_router(login.router)
+    app.add_exception_handler(auth.LoginNeeded, login.to_login)
 
     @app.get("/", include_in_schema=False)
     async def root() -> RedirectResponse:
@@ -135,7 +137,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             return settings.max_upload_bytes + ENVELOPE_BYTES
         return settings.max_payload_bytes * (BATCH_BYTES_FACTOR if path == "/api/jobs/batch" else 1) + ENVELOPE_BYTES
 
-    app.add_middleware(RequestMiddleware, limit=limit)
+    app.add_middleware(RequestMiddleware, limit=limit, settings=settings)
     generate = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -30,6 +30,7 @@ LONGEST_TEXT = 300
 TITLES = {
     400: "The request is malformed",
     401: "A valid API key is needed",
+    403: "The request comes from where it should not",
     404: "There is no such thing",
     405: "The method does not fit the path",
     409: "The job's status does not allow it",
@@ -84,6 +85,12 @@ def away(part: str, reason: object) -> Problem:
     log.warning("unavailable", part=part, reason=str(reason).strip() or type(reason).__name__)
     detail = f"{part} does not answer. Nothing was lost; try again in a moment (with the same Idempotency-Key)."
     return Problem(503, "unavailable", detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
+
+
+def busy() -> Problem:
+    """503: a queue in memory would only make everybody wait."""
+    detail = "This process has as many requests in progress as it takes; try again in a moment."
+    return Problem(503, "busy", detail, headers={"Retry-After": str(RETRY_AFTER_SECONDS)})
 
 
 def too_large(what: str, limit: int) -> Problem:

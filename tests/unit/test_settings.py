@@ -55,6 +55,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
         ({"REDIS_URL": "${{Redis.REDIS_URL}}"}, "REDIS_URL: a ${{reference}} that nobody resolved"),
         ({"STORAGE_URL": "s3://${{files.BUCKET}}"}, "STORAGE_URL: a ${{reference}} that nobody resolved"),
         ({"API_KEYS": "secret-without-a-name"}, "write it as name:key"),
+        ({"API_KEYS": "a:same,b:same"}, "two names have the same key"),
+        ({"API_KEYS": "a:schlüssel"}, "visible characters of ASCII"),
     ],
 )
 def test_a_wrong_setting_is_refused_with_a_sentence(
@@ -71,7 +73,7 @@ def test_a_wrong_setting_is_refused_with_a_sentence(
 def test_empty_means_unset(read: Callable[..., Settings]) -> None:
     """Compose passes `${NAME:-}` for what nobody set."""
     settings = read(WORKER_CONCURRENCY="", VISIBILITY_TIMEOUT="", API_KEYS="", JOB_TIME_LIMIT="")
-    assert (settings.worker_concurrency, settings.visibility_timeout, settings.api_keys) == (2, None, {})
+    assert (settings.worker_concurrency, settings.visibility_timeout, settings.api_keys) == (2, None, ())
     assert settings.visibility_seconds == settings.job_time_limit + 300
 
 
@@ -114,7 +116,7 @@ def test_demo_jobs_are_for_local_installations(read: Callable[..., Settings]) ->
 
 def test_api_keys_have_names(read: Callable[..., Settings]) -> None:
     keys = read(API_KEYS="web:abc, cron:d:e ,").api_keys
-    assert {name: key.get_secret_value() for name, key in keys.items()} == {"web": "abc", "cron": "d:e"}
+    assert [(name, key.get_secret_value()) for name, key in keys] == [("web", "abc"), ("cron", "d:e")]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,6 @@
 """What the tests of the HTTP interface share. PostgreSQL, Redis and sockets are real."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
@@ -38,8 +38,8 @@ def serve(settings: Settings, db: object, redis: Redis) -> Iterator[Callable[...
     """serve(max_payload_bytes=100, ...) -> a client of another API in this process, with these settings."""
     with ExitStack() as stack:
 
-        def begin(*, api_keys: dict[str, str] | None = None, **changed: Any) -> httpx.Client:
-            keys = {name: SecretStr(key) for name, key in (api_keys or {}).items()}
+        def begin(*, api_keys: Sequence[tuple[str, str]] = (), **changed: Any) -> httpx.Client:
+            keys = tuple((name, SecretStr(key)) for name, key in api_keys)
             address = stack.enter_context(processes.serving(settings.model_copy(update={"api_keys": keys, **changed})))
             return stack.enter_context(httpx.Client(base_url=address, timeout=10))
 

@@ -18,7 +18,7 @@ from tests.processes import ROOT
 
 Db = psycopg.Connection[DictRow]
 Serve = Callable[..., httpx.Client]
-KEYS = {"anna": "key-a", "otto": "key-o"}
+KEYS = [("anna", "key-a"), ("otto", "key-o")]
 
 OPEN = ["/health", "/health/live", "/health/ready", "/docs", "/openapi.json"]
 CLOSED: list[tuple[str, str, dict[str, Any]]] = [

@@ -282,7 +282,7 @@ def test_a_repeated_call_gets_the_job_as_it_is_by_now(api: httpx.Client) -> None
 
 
 def test_every_api_key_has_its_own_idempotency_keys(serve: Callable[..., httpx.Client], db: Db) -> None:
-    api = serve(api_keys={"anna": "a", "otto": "o"})
+    api = serve(api_keys=[("anna", "a"), ("otto", "o")])
     ids = [
         created(api.post("/api/jobs", json=NOOP, headers={"Idempotency-Key": "1", **sent}))["id"]
         for sent in ({"Authorization": "Bearer a"}, {"Authorization": "Bearer o"}, {})
