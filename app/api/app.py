@@ -12,7 +12,7 @@ from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
 from app import logs
-from app.api import auth, errors, events, files, jobs, login, operations
+from app.api import auth, errors, events, files, jobs, login, metrics, operations
 from app.api.counts import QueueCounts
 from app.api.middleware import RequestMiddleware
 from app.api.overview import last_hour
@@ -67,25 +67,25 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         state.query = query
         state.counts = QueueCounts(query)
         state.last_hour = last_hour(query)
+        state.metrics = metrics.Metrics(state)
         state.streams = events.Streams(settings.max_event_streams)
         state.job_events = events.JobEvents(state.streams, query)
         state.overview_events = events.OverviewEvents(state.streams, state)
 
         async def flush_stats() -> None:
+            """Whatever goes wrong: nobody waits for it, and nothing else may end with it."""
             if taken := state.stats.take():
                 try:
                     await within(query(FLUSH, taken))
-                except (*CONNECTION_LOST, errors.Problem) as error:
+                except Exception as error:
+                    expected = isinstance(error, (*CONNECTION_LOST, errors.Problem))
+                    log.warning("stats_wait", error=str(error).strip(), exc_info=None if expected else error)
                     state.stats.put_back(taken)
-                    log.warning("stats_wait", error=str(error).strip())
 
         async def count() -> None:
             while True:
                 await asyncio.sleep(settings.job_heartbeat_seconds)
-                try:
-                    await flush_stats()
-                except Exception:  # a mistake of ours must not end all counting
-                    log.exception("stats_failed")
+                await flush_stats()
 
         # Not waited for: an API that starts before its database answers 503 and heals by itself.
         await pool.open(wait=False)
@@ -125,6 +125,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(events.page_router)
     app.include_router(files.router)
     app.include_router(operations.router)
+    app.include_router(metrics.router)
     app.include_router(login.router)
     app.add_exception_handler(auth.LoginNeeded, login.to_login)
 

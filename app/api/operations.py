@@ -1,12 +1,9 @@
-"""What operators and machines ask: kinds, queues, health, metrics."""
+"""What operators and machines ask: kinds, queues, health."""
 
 import asyncio
 from typing import Any, Literal
 
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import PlainTextResponse
-from prometheus_client import generate_latest
-from prometheus_client.core import REGISTRY, GaugeMetricFamily
 from psycopg.errors import UndefinedTable
 from pydantic import BaseModel
 
@@ -173,44 +170,3 @@ async def _check_storage(state: Any) -> tuple[str, str]:
         # Whatever the storage's library raises; its text may contain credentials.
         return "storage", "unavailable"
     return "storage", "ok"
-
-
-@router.get(
-    "/metrics",
-    tags=["operations"],
-    dependencies=[Depends(key_name)],
-    response_class=PlainTextResponse,
-    responses=responses(401),
-)
-async def metrics(request: Request) -> Response:
-    """For Prometheus: queues as PostgreSQL and Redis have them, and this process's HTTP numbers."""
-    try:
-        found = await _queues(request.app.state)
-    except (*CONNECTION_LOST, Problem):
-        found = []  # Prometheus shows a gap, and the HTTP numbers still come
-
-    jobs = GaugeMetricFamily("jobstack_jobs", "Jobs that are not over", labels=["queue", "status"])
-    oldest = GaugeMetricFamily(
-        "jobstack_oldest_queued_seconds", "How long the oldest due job has been waiting", labels=["queue"]
-    )
-    messages = GaugeMetricFamily("jobstack_queue_messages", "Messages in Redis", labels=["queue"])
-    for queue in found:
-        jobs.add_metric([queue.name, "queued"], queue.queued)
-        jobs.add_metric([queue.name, "running"], queue.running)
-        oldest.add_metric([queue.name], queue.oldest_queued_seconds or 0)
-        if queue.messages is not None:
-            messages.add_metric([queue.name], queue.messages)
-    return Response(
-        b"".join(generate_latest(_Fixed(family)) for family in (jobs, oldest, messages)) + generate_latest(REGISTRY),
-        media_type="text/plain; version=0.0.4; charset=utf-8",
-    )
-
-
-class _Fixed:
-    """One family of numbers in the shape of a registry."""
-
-    def __init__(self, family: GaugeMetricFamily) -> None:
-        self._family = family
-
-    def collect(self) -> list[GaugeMetricFamily]:
-        return [self._family]

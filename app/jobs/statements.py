@@ -395,6 +395,14 @@ NEWEST_VERSION = f"""
 SELECT md5(string_agg(id || {_STATE}, ' ' ORDER BY created_at, id)) AS version
 FROM (SELECT * FROM jobs ORDER BY created_at DESC, id DESC LIMIT 50) AS newest
 """
+# Rows that should have a message, by queue; running jobs whose lease is over.
+HEALTH = """
+SELECT (
+    SELECT jsonb_object_agg(q.queue, (
+        SELECT count(*) FROM jobs j WHERE j.queue = q.queue AND j.status = 'queued' AND j.published_at IS NOT NULL
+    )) FROM unnest(%(queues)s::text[]) AS q (queue)
+) AS published, (SELECT count(*) FROM jobs WHERE status = 'running' AND lease_expires_at < now()) AS expired
+"""
 RUNNING_BY_WORKER = """
 SELECT worker, count(*) AS jobs, EXTRACT(EPOCH FROM now() - max(heartbeat_at))::float AS heartbeat_age
 FROM jobs WHERE status = 'running' GROUP BY worker

@@ -57,6 +57,7 @@ FROM lazily, jsonb_to_recordset(%(rows)s::jsonb) AS counted (queue text, kind te
     jobs bigint, wait_seconds float, wait_buckets bigint[], run_seconds float, run_buckets bigint[])
 WHERE lazily.done IS NOT NULL ORDER BY queue, kind, status, error
 {_ADD}
+RETURNING 1
 """
 
 # What no plot shows any more becomes one row for all processes and minutes, so that counters only ever grow.
@@ -70,11 +71,11 @@ SELECT to_timestamp(0), '', queue, kind, status, error, {SUMS} FROM old GROUP BY
 RETURNING 1
 """
 
-# Of all time, split at `minute`: what lies before it is asked for rarely.
-TOTALS = f"""
-SELECT kind, status, error, {SUMS} FROM job_stats
-WHERE CASE WHEN %(old)s THEN minute < %(minute)s ELSE minute >= %(minute)s END GROUP BY kind, status, error
-"""
+# Of all time, in two parts: what lies before `minute` grows no more, and is asked for rarely.
+_TOTALS = f"SELECT kind, status, error, {SUMS} FROM job_stats WHERE minute {{}} %(minute)s GROUP BY kind, status, error"
+TOTALS_BEFORE, TOTALS_SINCE = _TOTALS.format("<"), _TOTALS.format(">=")
+# A flush takes seconds at the most.
+SETTLED_MINUTE = "SELECT date_trunc('minute', now()) - interval '2 minutes' AS minute"
 LAST_HOUR = """
 SELECT EXTRACT(EPOCH FROM date_trunc('minute', now()) - minute)::int / 60 AS minutes_ago, queue, kind, status, error,
     sum(jobs)::bigint AS jobs

@@ -17,6 +17,7 @@ from psycopg.rows import DictRow
 
 from app.api import events
 from app.api.events import event
+from app.queues import ALL_QUEUES
 from tests.integration.api.conftest import created, problem
 from tests.processes import Process
 from tests.servers import Postgres
@@ -130,7 +131,9 @@ def test_progress_comes_twice_a_second_at_most_and_in_order(api: httpx.Client, i
 
 
 @pytest.mark.parametrize("answering", [1, 2])
-def test_a_client_goes_on_where_it_was(api: httpx.Client, serve: Any, insert_job: Insert, db: Db, answering: int) -> None:
+def test_a_client_goes_on_where_it_was(
+    api: httpx.Client, serve: Any, insert_job: Insert, db: Db, answering: int
+) -> None:
     """At whatever replica it comes out."""
     job_id = insert_job()
     with listening(api, job_id) as listener:
@@ -161,7 +164,7 @@ def test_a_job_that_is_over(api: httpx.Client, insert_job: Insert, db: Db) -> No
 
 def test_a_retried_job_is_another_state(api: httpx.Client, insert_job: Insert, db: Db) -> None:
     """Though its attempts count from one again."""
-    fail = "UPDATE jobs SET status = 'failed', error = '{\"type\": \"A\", \"message\": \"b\"}', finished_at = now(), "
+    fail = 'UPDATE jobs SET status = \'failed\', error = \'{"type": "A", "message": "b"}\', finished_at = now(), '
     fail += "lease_expires_at = NULL WHERE id = %s"
     job_id, ids = insert_job(), []
     for _ in range(2):
@@ -297,7 +300,7 @@ def test_the_first_pages_numbers(api: httpx.Client, db: Db) -> None:
     with closing(listener.response):
         first_id, first = listener.next()
         assert first["event"] == "overview"
-        assert [queue["name"] for queue in first["queues"]][0] == "high_priority"
+        assert [queue["name"] for queue in first["queues"]] == list(ALL_QUEUES)
         job = created(api.post("/api/jobs", json={"kind": "sleep", "payload": {"seconds": 0}}))
         while listener.next()[1]["jobs_version"] == first["jobs_version"]:
             pass
