@@ -248,7 +248,8 @@ class Consumer(consumer.Consumer):
                 self._client().eval(workers.SIGN, 1, workers.KEY, self._member())
 
     def _client(self) -> Any:
-        return self.task_consumer.channel.client
+        # Not `channel.client`: BRPOP may be waiting on its one connection, and would get this command's answer.
+        return self.task_consumer.channel._create_client()
 
     def _member(self) -> str:
         return workers.member(self.hostname, get_settings().worker_queues)
