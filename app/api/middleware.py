@@ -166,6 +166,7 @@ class RequestMiddleware:
         route = getattr(scope.get("route"), "path_format", "unmatched")
         requests, duration = _metrics(scope["method"], route, status)
         requests.inc()
-        duration.observe(seconds)
+        if not route.endswith("/events"):  # how long somebody stayed says nothing of how fast we are
+            duration.observe(seconds)
         if not scope["path"].startswith(QUIET_PATHS) or status >= 500:
             log.info("request", method=scope["method"], path=scope["path"], status=status, ms=round(seconds * 1000, 1))
