@@ -29,6 +29,12 @@ ps: ## each process, its state and its health
 logs: ## follow the logs (SERVICE=worker for one)
 	@$(STACK) logs
 
+.PHONY: monitoring
+monitoring: ## Prometheus with alerts, and Grafana, beside the running stack (Docker; docs/monitoring.md)
+	@docker compose --profile monitoring up --detach --wait prometheus grafana redis-exporter postgres-exporter \
+	  node-exporter blackbox-exporter
+	@echo "Prometheus http://127.0.0.1:$${PROMETHEUS_PORT:-9090}   Grafana http://127.0.0.1:$${GRAFANA_PORT:-3000} (admin, GRAFANA_PASSWORD in .env)"
+
 .PHONY: demo
 demo: ## send real files of each kind, with progress and results in the terminal
 	@$(STACK) demo
@@ -40,6 +46,27 @@ run: ## run a script where the stack is: make run SCRIPT="task_manager.py status
 .PHONY: clean
 clean: ## stop everything and delete its data (asks; YES=1 does not)
 	@$(STACK) clean
+
+##@ On a public host (docs/production.md)
+
+.PHONY: production
+production: ## build and start it with TLS in front and two API replicas: DOMAIN=jobs.example.org, the first time
+	@$(PYTHON) -c 'from scripts.stack import environment; environment.make()'
+	@grep -q '^COMPOSE_FILE=' .env || printf 'COMPOSE_FILE=%s\nDOMAIN=%s\n' docker-compose.yml:docker-compose.prod.yml \
+	  "$${DOMAIN:?by which name is this host called? make production DOMAIN=jobs.example.org}" >>.env
+	@docker compose up --build --detach --wait --wait-timeout 240 caddy worker worker-maintenance beat flower
+
+.PHONY: roll
+roll: ## replace every service by this checkout's, without a failed request or a lost job (ARGS="api worker" for some)
+	@scripts/roll.sh $(ARGS)
+
+.PHONY: backup
+backup: ## copy PostgreSQL and files while it runs, to backups/TIME (ARGS=/elsewhere/name)
+	@scripts/backup.sh $(ARGS)
+
+.PHONY: restore
+restore: ## put a backup into a stack that has no data yet: FROM=backups/TIME
+	@scripts/restore.sh $(FROM)
 
 ##@ The bad night (all of them: scripts/README.md; ARGS="--yes" is passed on)
 
@@ -102,11 +129,12 @@ test: dev ## unit and integration tests on their own PostgreSQL and Redis (ARGS=
 TEST_PROCESSES = 4
 
 .PHONY: lint
-lint: dev ## ruff, mypy, hadolint, shellcheck, and whether the migrations make the tables in the code
+lint: dev ## ruff, mypy, hadolint, zizmor, shellcheck, and whether the migrations make the tables in the code
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint dockerfiles/Dockerfile.*
+	$(BIN)/zizmor --offline --quiet .github
 	@# There is no shellcheck for Linux/ARM on PyPI.
 	@if test -x $(BIN)/shellcheck; then echo $(BIN)/shellcheck $(SHELL_SCRIPTS); $(BIN)/shellcheck $(SHELL_SCRIPTS); fi
 	$(STACK) scratch sh -c 'python -m app.migrate && python -m app.migrate --check'
@@ -124,6 +152,10 @@ e2e: dev ## build the images and drive the compose stack from outside (needs Doc
 railway-check: dev ## docs/railway.md as far as it takes no account: images, five services without IPv4, a failed release (needs Docker; COLD=1)
 	@$(BIN)/python -m pytest tests/unit/test_railway.py tests/railway $(ARGS)
 
+.PHONY: production-test
+production-test: dev ## a public host in containers: front, replacing everything under load, backup, restore (needs Docker)
+	@$(BIN)/python -m pytest tests/production $(ARGS)
+
 .PHONY: promises
 promises: dev ## break each promise by one line, in a copy, and see its test fail (5 minutes)
 	@$(BIN)/python -m pytest tests/promises -n 2 --dist=load $(ARGS)
@@ -135,6 +167,10 @@ chaos: dev ## break the compose stack in every way and count what is lost: SCENA
 .PHONY: runbooks
 runbooks: dev ## do what docs/runbooks/ says, on a stack in that state (needs Docker): ARGS="-k disk-full" for one
 	@$(BIN)/python -m pytest tests/runbooks $(ARGS)
+
+.PHONY: monitoring-test
+monitoring-test: dev ## alerts by promtool, each dashboard query and some alerts on a broken stack (needs Docker; 8 minutes)
+	@$(BIN)/python -m pytest tests/monitoring $(ARGS)
 
 .PHONY: bench
 bench: dev ## beside plain Celery and a hand-written template: ARGS="--rounds 1 --only drain,posts" | --large | --idle (docs/benchmarks.md)
