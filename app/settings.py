@@ -3,6 +3,7 @@
 A process that finds a broken rule refuses to start and says which variable is wrong and what would be right.
 """
 
+import os
 import re
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -11,7 +12,24 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from app import secrets
+
 QUEUES_FOR_JOBS = ("high_priority", "default", "low_priority")
+# Each may come from a file as well: API_KEYS_FILE=/run/secrets/api_keys. Your own handlers' secrets belong here too.
+FROM_FILES = (
+    "API_KEYS",
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "BROKER_URL",
+    "CELERY_BROKER_URL",
+    "CELERY_RESULT_BACKEND",
+    "DATABASE_URL",
+    "FLOWER_BASIC_AUTH",
+    "REDIS_PASSWORD",
+    "REDIS_URL",
+)
+# What Railway sets in every container. Its CLI's own variables, on a laptop, are others.
+RAILWAY = ("RAILWAY_ENVIRONMENT", "RAILWAY_ENVIRONMENT_ID", "RAILWAY_ENVIRONMENT_NAME", "RAILWAY_SERVICE_ID")
 
 
 class SettingsError(SystemExit):
@@ -141,8 +159,10 @@ class Settings(BaseSettings):
             yield "DATABASE_URL must start with postgresql:// (SQLite and others cannot keep the promises)"
         if self.jobs_execution == "celery" and not self._any_redis:
             yield "set REDIS_URL (or CELERY_BROKER_URL, or REDIS_HOST): redis://:password@host:6379/0"
-        if self.jobs_execution == "inline" and self.app_env == "production":
-            yield "JOBS_EXECUTION=inline is for laptops and tests; production needs JOBS_EXECUTION=celery"
+        if self.app_env == "production":
+            yield from self._problems_in_production()
+        elif any(os.environ.get(name) for name in RAILWAY):
+            yield "APP_ENV must be production on Railway: with local, everybody could call the API without a key"
         if self.job_heartbeat_seconds * 3 >= self.job_lease_seconds:
             yield "JOB_HEARTBEAT_SECONDS must be below a third of JOB_LEASE_SECONDS"
         if self.job_time_limit and not 0 < self.job_soft_time_limit < self.job_time_limit:
@@ -161,7 +181,16 @@ class Settings(BaseSettings):
             yield "AWS_ENDPOINT_URL is set, so AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY must be: only AWS lends keys"
         elif scheme == "s3" and not urlsplit(self.storage_url).netloc:
             yield "STORAGE_URL has no bucket: s3://bucket/prefix"
-        elif scheme == "file" and self.app_env == "production" and not self.storage_shared:
+
+    def _problems_in_production(self) -> Any:
+        if self.jobs_execution == "inline":
+            yield "JOBS_EXECUTION=inline is for laptops and tests; production needs JOBS_EXECUTION=celery"
+        if self.demo_jobs:
+            yield "DEMO_JOBS must not be true in production: its jobs kill workers and fill memory; leave it out"
+        for name, key in self.api_keys:
+            if problem := weakness(key.get_secret_value()):
+                yield f"API_KEYS: the key of {name!r} {problem}"
+        if urlsplit(self.storage_url).scheme == "file" and not self.storage_shared:
             yield (
                 "STORAGE_URL is a folder: in production use s3://bucket/prefix, or say STORAGE_SHARED=true "
                 "if the API and all workers see the same folder"
@@ -199,6 +228,33 @@ class Settings(BaseSettings):
         return self.visibility_timeout or (self.job_time_limit + 300 if self.job_time_limit else 6 * 3600)
 
 
+def weakness(secret: str) -> str | None:
+    """What is wrong with a secret in production, as the end of a sentence."""
+    remedy = "; make one: openssl rand -hex 24"
+    if secrets.is_placeholder(secret):
+        return f"is a placeholder{remedy}"
+    return f"is shorter than {secrets.SHORTEST} characters{remedy}" if len(secret) < secrets.SHORTEST else None
+
+
+def flower_logins() -> str:
+    """FLOWER_BASIC_AUTH: user:password, several separated by commas.
+
+    Raises:
+        SettingsError: it is not set, or is none that keeps anybody out.
+    """
+    settings, given = get_settings(), os.environ.get("FLOWER_BASIC_AUTH", "")
+    passwords = [login.partition(":")[2] for login in given.split(",")]
+    if not all(passwords):
+        raise SettingsError(
+            "flower cannot start: set FLOWER_BASIC_AUTH to user:password; without it, it would show every argument to "
+            "anybody"
+        )
+    problem = next(filter(None, map(weakness, passwords)), None)
+    if problem and settings.app_env == "production":
+        raise SettingsError(f"flower cannot start: the password in FLOWER_BASIC_AUTH {problem}")
+    return given
+
+
 def split_redis_url(url: str) -> tuple[str, dict[str, Any]]:
     """A Redis URL without its query, and TLS options for `rediss://` (certificates verified unless told otherwise).
 
@@ -232,12 +288,14 @@ def get_settings() -> Settings:
     Raises:
         SettingsError: with one line per wrong variable; values are never repeated, since they may be secrets.
     """
+    lines = [f"  {problem}" for problem in secrets.read_files(FROM_FILES)]
     try:
-        return Settings()
+        settings = Settings()
+        if not lines:
+            return settings
     except ValidationError as error:
-        lines = []
         for problem in error.errors(include_input=False, include_url=False):
             name = "_".join(str(part) for part in problem["loc"]).upper()
             text = "is required" if problem["type"] == "missing" else problem["msg"].removeprefix("Value error, ")
             lines.append(f"  {name + ': ' if name else ''}{text}")
-        raise SettingsError("jobstack cannot start, the environment is wrong:\n" + "\n".join(lines)) from None
+    raise SettingsError("jobstack cannot start, the environment is wrong:\n" + "\n".join(lines))

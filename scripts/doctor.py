@@ -178,10 +178,6 @@ class Doctor:
             yield Finding(
                 "settings", "problem", "SCHEDULE_TIMEZONE is no time zone: beat does not start.", "UTC, Europe/Berlin"
             )
-        if s.app_env == "production" and s.demo_jobs:
-            yield Finding(
-                "settings", "warning", "DEMO_JOBS is on in production: flaky can fill memory.", "DEMO_JOBS=false"
-            )
         if s.app_env == "production" and not s.api_keys:
             yield Finding(
                 "settings", "problem", "API_KEYS is empty in production: the API does not start.", ".env.example"

@@ -111,7 +111,6 @@ def test_demo_jobs_are_for_local_installations(read: Callable[..., Settings]) ->
     production = {"APP_ENV": "production", "STORAGE_URL": "s3://bucket"}
     assert read().demo_jobs
     assert not read(**production).demo_jobs
-    assert read(**production, DEMO_JOBS="true").demo_jobs
 
 
 def test_api_keys_have_names(read: Callable[..., Settings]) -> None:
