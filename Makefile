@@ -35,6 +35,12 @@ monitoring: ## Prometheus with alerts, and Grafana, beside the running stack (Do
 	  node-exporter blackbox-exporter
 	@echo "Prometheus http://127.0.0.1:$${PROMETHEUS_PORT:-9090}   Grafana http://127.0.0.1:$${GRAFANA_PORT:-3000} (admin, GRAFANA_PASSWORD in .env)"
 
+.PHONY: monitoring
+monitoring: ## Prometheus with alerts, and Grafana, beside the running stack (Docker; docs/monitoring.md)
+	@docker compose --profile monitoring up --detach --wait prometheus grafana redis-exporter postgres-exporter \
+	  node-exporter blackbox-exporter
+	@echo "Prometheus http://127.0.0.1:$${PROMETHEUS_PORT:-9090}   Grafana http://127.0.0.1:$${GRAFANA_PORT:-3000} (admin, GRAFANA_PASSWORD in .env)"
+
 .PHONY: demo
 demo: ## send real files of each kind, with progress and results in the terminal
 	@$(STACK) demo
@@ -167,6 +173,10 @@ chaos: dev ## break the compose stack in every way and count what is lost: SCENA
 .PHONY: runbooks
 runbooks: dev ## do what docs/runbooks/ says, on a stack in that state (needs Docker): ARGS="-k disk-full" for one
 	@$(BIN)/python -m pytest tests/runbooks $(ARGS)
+
+.PHONY: monitoring-test
+monitoring-test: dev ## alerts by promtool, each dashboard query and some alerts on a broken stack (needs Docker; 8 minutes)
+	@$(BIN)/python -m pytest tests/monitoring $(ARGS)
 
 .PHONY: monitoring-test
 monitoring-test: dev ## alerts by promtool, each dashboard query and some alerts on a broken stack (needs Docker; 8 minutes)

@@ -99,12 +99,12 @@ def explain(*services: str) -> None:
 
 
 def down() -> None:
-    if compose("down", "--remove-orphans"):
+    if compose("--profile", "*", "down", "--remove-orphans"):
         raise Problem("docker compose could not stop the stack; its reason stands above.")
 
 
 def clean() -> None:
-    if compose("down", "--remove-orphans", "--volumes"):
+    if compose("--profile", "*", "down", "--remove-orphans", "--volumes"):
         raise Problem("docker compose could not remove the stack; its reason stands above.")
 
 

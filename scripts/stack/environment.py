@@ -21,6 +21,7 @@ GENERATED: dict[str, Callable[[], str]] = {
     "REDIS_PASSWORD": lambda: secrets.token_hex(24),
     "FLOWER_BASIC_AUTH": lambda: f"admin:{secrets.token_hex(16)}",
     "API_KEYS": lambda: f"local:{secrets.token_hex(24)}",
+    "GRAFANA_PASSWORD": lambda: secrets.token_hex(16),
 }
 REQUIRED = {
     "POSTGRES_PASSWORD": r"[A-Za-z0-9._~-]+",
