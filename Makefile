@@ -35,12 +35,6 @@ monitoring: ## Prometheus with alerts, and Grafana, beside the running stack (Do
 	  node-exporter blackbox-exporter
 	@echo "Prometheus http://127.0.0.1:$${PROMETHEUS_PORT:-9090}   Grafana http://127.0.0.1:$${GRAFANA_PORT:-3000} (admin, GRAFANA_PASSWORD in .env)"
 
-.PHONY: monitoring
-monitoring: ## Prometheus with alerts, and Grafana, beside the running stack (Docker; docs/monitoring.md)
-	@docker compose --profile monitoring up --detach --wait prometheus grafana redis-exporter postgres-exporter \
-	  node-exporter blackbox-exporter
-	@echo "Prometheus http://127.0.0.1:$${PROMETHEUS_PORT:-9090}   Grafana http://127.0.0.1:$${GRAFANA_PORT:-3000} (admin, GRAFANA_PASSWORD in .env)"
-
 .PHONY: demo
 demo: ## send real files of each kind, with progress and results in the terminal
 	@$(STACK) demo
@@ -162,6 +156,10 @@ railway-check: dev ## docs/railway.md as far as it takes no account: images, fiv
 production-test: dev ## a public host in containers: front, replacing everything under load, backup, restore (needs Docker)
 	@$(BIN)/python -m pytest tests/production $(ARGS)
 
+.PHONY: browser
+browser: dev ## the dashboard in a headless Chromium, which is installed if there is none (2 minutes)
+	@$(BIN)/python -m pytest tests/browser $(ARGS)
+
 .PHONY: promises
 promises: dev ## break each promise by one line, in a copy, and see its test fail (5 minutes)
 	@$(BIN)/python -m pytest tests/promises -n 2 --dist=load $(ARGS)
@@ -173,10 +171,6 @@ chaos: dev ## break the compose stack in every way and count what is lost: SCENA
 .PHONY: runbooks
 runbooks: dev ## do what docs/runbooks/ says, on a stack in that state (needs Docker): ARGS="-k disk-full" for one
 	@$(BIN)/python -m pytest tests/runbooks $(ARGS)
-
-.PHONY: monitoring-test
-monitoring-test: dev ## alerts by promtool, each dashboard query and some alerts on a broken stack (needs Docker; 8 minutes)
-	@$(BIN)/python -m pytest tests/monitoring $(ARGS)
 
 .PHONY: monitoring-test
 monitoring-test: dev ## alerts by promtool, each dashboard query and some alerts on a broken stack (needs Docker; 8 minutes)

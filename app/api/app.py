@@ -8,7 +8,6 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.responses import RedirectResponse
 from fastapi.routing import APIRoute
 
 from app import logs
@@ -25,6 +24,7 @@ from app.jobs.kinds import offered_kinds
 from app.jobs.publisher import Publisher
 from app.jobs.stats import FLUSH, Stats
 from app.settings import Settings, SettingsError, get_settings
+from app.web import routes as web
 
 log = logs.get(__name__)
 
@@ -128,10 +128,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(metrics.router)
     app.include_router(login.router)
     app.add_exception_handler(auth.LoginNeeded, login.to_login)
-
-    @app.get("/", include_in_schema=False)
-    async def root() -> RedirectResponse:
-        return RedirectResponse("/docs")
+    app.include_router(web.router)
+    app.router.routes.append(web.assets)
 
     def limit(path: str) -> int:
         if path == "/api/files":

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 import psycopg
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from obstore.exceptions import BaseError as StorageError
@@ -18,6 +18,7 @@ from app import logs
 from app.database import CONNECTION_LOST
 from app.files.store import in_short, is_full
 from app.jobs.create import KeyReusedError, UnknownFilesError
+from app.web.templating import page, wants_page
 
 log = logs.get(__name__)
 
@@ -101,7 +102,8 @@ def mistake() -> Problem:
     return Problem(500, "internal", "This is a mistake of ours, not yours. Tell us the request id.")
 
 
-def respond(request: Request, problem: Problem) -> JSONResponse:
+def respond(request: Request, problem: Problem) -> Response:
+    """As problem+json, or as a page for a person who opened one."""
     details = ProblemDetails(
         type=f"urn:jobstack:problem:{problem.slug}",
         title=TITLES.get(problem.status_code, "The request failed"),
@@ -110,11 +112,11 @@ def respond(request: Request, problem: Problem) -> JSONResponse:
         request_id=request.scope.get("request_id"),
         errors=problem.errors,
     )
+    headers = dict(problem.headers or {})
+    if wants_page(request):
+        return page(request, "problem.html", {"problem": details}, problem.status_code, headers)
     return JSONResponse(
-        details.model_dump(exclude_none=True),
-        status_code=problem.status_code,
-        headers=dict(problem.headers or {}),
-        media_type="application/problem+json",
+        details.model_dump(exclude_none=True), problem.status_code, headers, media_type="application/problem+json"
     )
 
 
@@ -202,7 +204,7 @@ _PROBLEMS: dict[type[Exception], Callable[[Request, Any], Problem]] = {
 
 
 def install(app: FastAPI) -> None:
-    async def handle(request: Request, error: Exception) -> JSONResponse:
+    async def handle(request: Request, error: Exception) -> Response:
         to_problem = next(_PROBLEMS[kind] for kind in type(error).__mro__ if kind in _PROBLEMS)
         return respond(request, to_problem(request, error))
 

@@ -83,8 +83,9 @@ class Stack:
         if self.inline:
             return {"inline": (port, [python, "-m", "worker.inline"])}
         flower_port = str(environment.port(self.values, "FLOWER_PORT"))
+        flower_url = values.get("FLOWER_URL", f"http://127.0.0.1:{flower_port}")
         return {
-            "api": (port, [python, "-m", "app.api"]),
+            "api": ({**port, "FLOWER_URL": flower_url}, [python, "-m", "app.api"]),
             "worker": ({}, [python, "-m", "worker"]),
             "worker-maintenance": (
                 {"WORKER_QUEUES": "maintenance", "WORKER_CONCURRENCY": values.get("MAINTENANCE_CONCURRENCY", "2")},

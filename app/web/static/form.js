@@ -139,8 +139,12 @@ form.addEventListener("submit", async (event) => {
     }
   } catch (error) {
     if (error.errors) {
-      // body.payload.width, body.run_at
-      for (const { field, message } of error.errors) complain(field.split(".").at(field.startsWith("body.payload.") ? 2 : 1), message);
+      for (const { field, message } of error.errors) {
+        // body.thumbnail.payload.width, body.thumbnail.run_at; where there is one kind, without its name
+        const path = field.split(".");
+        const payload = path.indexOf("payload");
+        complain((payload < 0 ? path.at(-1) : path[payload + 1]) ?? "", message);
+      }
     } else {
       complain("", reason(error));
     }

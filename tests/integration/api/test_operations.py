@@ -170,12 +170,6 @@ def test_openapi_shows_every_answer_and_header(openapi: dict[str, Any]) -> None:
     assert openapi["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
 
 
-def test_the_first_page_is_the_documentation(api: httpx.Client) -> None:
-    answer = api.get("/", follow_redirects=True)
-    assert answer.url.path == "/docs"
-    assert "openapi.json" in answer.text
-
-
 def test_a_job_made_from_its_location(api: httpx.Client) -> None:
     answer = api.post("/api/jobs", json=NOOP)
     assert api.get(answer.headers["location"]).json()["id"] == created(answer)["id"]
