@@ -16,6 +16,7 @@ import uvicorn
 
 from app.api.__main__ import Server
 from app.api.app import create_app
+from app.api.protocol import Protocol
 from app.settings import Settings
 from tests.servers import free_port
 from tests.waiting import until
@@ -91,7 +92,7 @@ def serving(settings: Settings) -> Iterator[str]:
     """The API in a thread of this process, behind a real socket. Yields its address."""
     port = free_port()
     # Connections that a test opened wait for their turn, on a busy machine for long.
-    options: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_keep_alive": 60}
+    options: dict[str, Any] = {"log_config": None, "access_log": False, "timeout_keep_alive": 60, "http": Protocol}
     server = Server(uvicorn.Config(create_app(settings), port=port, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

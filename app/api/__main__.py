@@ -12,6 +12,7 @@ from fastapi import FastAPI
 
 from app import logs
 from app.api.app import create_app
+from app.api.protocol import Protocol
 from app.settings import get_settings
 
 # For requests in progress, after SIGTERM.
@@ -47,6 +48,7 @@ def serve(create: Callable[[], FastAPI]) -> None:
         # "" binds IPv4 and IPv6, which `::` with one process does not.
         host="" if settings.host in ("::", "") else settings.host,
         port=settings.port,
+        http=Protocol,
         log_config=None,
         access_log=False,  # the middleware's line has the request id
         # For the client's address in the log, and for https, without which the login's cookie would not be Secure.
