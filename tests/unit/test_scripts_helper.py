@@ -65,7 +65,7 @@ def test_a_password_that_is_a_word_is_hidden_where_passwords_stand() -> None:
         ("redis://S3cret@pg", "no redis://S3cret@pg", "no redis://***@pg"),
         ("rediss://Secret@pg:1/0?ssl_cert_reqs=none", "no rediss://Secret@pg:1/0", "no rediss://***@pg:1/0"),
         # What is none stays.
-        ("postgresql://jobstack:S3cret@pg/x", "at postgresql://jobstack:***@pg/x", "at postgresql://jobstack:***@pg/x"),
+        ("postgresql://u:S3cret@pg/x", "at postgresql://u:***@pg/x", "at postgresql://u:***@pg/x"),
         ("redis://pg:6379/0", "at redis://pg:6379/0", "at redis://pg:6379/0"),
     ],
 )
