@@ -5,6 +5,7 @@ import json
 import secrets
 import subprocess
 import time
+from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -120,11 +121,11 @@ class Rehearsal:
         lines = [f"{self._addresses[server]} {name}\n" for name, server in names.items()]
         (self.folder / "hosts").write_text("".join(lines))
 
-    def asked_in_vain(self) -> set[str]:
-        """Whose names were unknown."""
+    def asked_in_vain(self) -> Counter[str]:
+        """How often each asked for a name that was not there: twice a look, for IPv4 and IPv6."""
         who = {address: name for name, address in self._addresses.items()}
         asked = [line.split() for line in docker("logs", f"{self.name}-edge").splitlines()]
-        return {who[client.partition("%")[0]] for client, _, known in asked if known == "unknown"}
+        return Counter(who[client.partition("%")[0]] for client, _, known in asked if known == "unknown")
 
     def at(self, port: int) -> str:
         """The address outside, on this machine."""
