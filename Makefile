@@ -26,7 +26,7 @@ ps: ## each process, its state and its health
 	@$(STACK) ps
 
 .PHONY: logs
-logs: ## follow the logs (SERVICE=worker for one)
+logs: ## follow the logs (SERVICE=worker for one), or JOB=id: what became of it, through all services
 	@$(STACK) logs
 
 .PHONY: monitoring

@@ -89,8 +89,7 @@ def _keep_house(runner: Runner) -> None:
     with closing(Database(runner.settings, "maintenance", statement_seconds=60)) as database:
         while not shutdown.claims_nothing():
             try:
-                for row in rescue(database, runner.settings, published=False):
-                    log.info("rescued", job_id=str(row["id"]), status=row["status"])
+                rescue(database, runner.settings, published=False)
                 if time.monotonic() >= clean_up_at:
                     clean_up_at += CLEAN_UP_SECONDS
                     for task in (database_maintenance, cleanup_old_files):

@@ -84,7 +84,8 @@ class JobRequest(TaskRequest):
                 },
             )
             for row in rows:
-                log.warning("child_ended", job_id=str(row["id"]), error=message, outcome=row["status"])
+                named = {name: row.get(name) for name in ("kind", "attempt", "request_id")}
+                log.warning("child_ended", job_id=str(row["id"]), **named, error=message, outcome=row["status"])
             _count(database, self.hostname, rows, error_type)
             again = [row for row in rows if row["status"] == "queued"]
             if again and not stopping:

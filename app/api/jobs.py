@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
+import structlog
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
@@ -115,6 +116,7 @@ def make_router(kinds: Sequence[str], operation_id: Callable[[APIRoute], str]) -
     async def create_job(request: Request, body: one_job) -> Response:  # type: ignore[valid-type]
         """Accepts a job. 202 means: committed in PostgreSQL, it will be run whatever happens to the queue."""
         row, new = await within(request.app.state.creator.one(_new_job(request, body, _key(request))))
+        structlog.contextvars.bind_contextvars(job_id=str(row["id"]))  # in the request's line
         return _job(row, 202 if new else 200, {"Location": f"/api/jobs/{row['id']}"})
 
     @router.post(

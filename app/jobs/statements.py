@@ -214,12 +214,12 @@ WITH ended AS MATERIALIZED (
         published_at = CASE WHEN next = 'queued' AND %(published)s THEN now() END
     FROM ended WHERE jobs.id = ended.id
     RETURNING jobs.id, jobs.kind, jobs.queue, jobs.status, jobs.attempt, jobs.worker, jobs.error, jobs.started_at,
-        jobs.run_at, uncounted
+        jobs.run_at, jobs.request_id, uncounted
 ), kept AS (
     INSERT INTO job_attempts (job_id, attempt, worker, error, started_at)
     SELECT id, attempt, worker, error, started_at FROM moved WHERE status <> 'cancelled' AND NOT uncounted
 )
-SELECT id, kind, queue, status, attempt, worker, run_at, uncounted FROM moved
+SELECT id, kind, queue, status, attempt, worker, run_at, request_id, uncounted FROM moved
 """
 
 

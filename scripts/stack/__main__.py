@@ -1,4 +1,4 @@
-"""`python -m scripts.stack COMMAND`: what the Makefile calls. Variables, not options: MODE, SERVICE, SCRIPT, YES."""
+"""`python -m scripts.stack COMMAND`: what the Makefile calls. Variables, no options: MODE, SERVICE, JOB, SCRIPT, YES."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import shutil
 import sys
 from typing import Any
 
-from scripts.stack import ROOT, RUN, Problem, compose, environment, say, venv
+from scripts.stack import ROOT, RUN, Problem, compose, environment, say, story, venv
 
 MODE_FILE = RUN / "mode"
 COMMANDS = ("up", "down", "ps", "logs", "run", "demo", "migrate", "clean")
@@ -62,6 +62,8 @@ def act(command: str) -> Any:
     if command == "run":
         return stack.run(*script())
     if command == "logs":
+        if wanted := os.environ.get("JOB"):
+            return story.show(stack.log_lines(), wanted)
         return stack.logs(os.environ.get("SERVICE"))
     result = getattr(stack, command)()
     if command == "clean":

@@ -118,6 +118,17 @@ def logs(service: str | None) -> None:
     os.execvp("docker", command)
 
 
+def log_lines() -> list[tuple[str, str]]:
+    """All that is kept, as (container, line)."""
+    done = subprocess.run(
+        ["docker", "compose", "--ansi", "never", "logs", "--no-color"], check=False, cwd=ROOT, capture_output=True
+    )
+    # Some releases clear the line before each.
+    text = done.stdout.decode(errors="replace").replace("\x1b[2K", "")
+    pairs = (line.partition("|") for line in text.splitlines())
+    return [(service.strip(), line.strip()) for service, _, line in pairs]
+
+
 def run(script: str, *arguments: str) -> int:
     """A script inside the worker's container, where the URLs reach; in one of its own where that does not run, which
     is just when people want to know why."""

@@ -574,6 +574,16 @@ def logs(service: str | None) -> None:
     os.execvp("tail", ["tail", "-n", "100", "-F", *(f"{name}.log" for name in ([service] if service else known))])
 
 
+def log_lines() -> list[tuple[str, str]]:
+    """All that is kept, as (process, line), of each process the oldest first."""
+    files = sorted(LOGS.glob("*.log*"), key=lambda path: path.stat().st_mtime)
+    return [
+        (path.name.partition(".")[0], line)
+        for path in files
+        for line in path.read_text(encoding="utf-8", errors="replace").splitlines()
+    ]
+
+
 def run(script: str, *arguments: str) -> int:
     """A script with the environment that the processes were started with; what is set now beats it."""
     return _python(f"scripts/{script}", *arguments)

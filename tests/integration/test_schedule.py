@@ -30,9 +30,9 @@ from app.database import Database
 from app.jobs import messages
 from app.jobs.publisher import ASK_SECONDS, Publisher
 from app.queues import ALL_QUEUES, MAINTENANCE
+from app.schedule import SCHEDULE, Entry
 from app.settings import Settings, SettingsError
 from beat.rounds import Beat
-from app.schedule import SCHEDULE, Entry
 from tests.processes import ROOT
 from tests.servers import Redis
 from tests.waiting import until

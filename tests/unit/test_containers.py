@@ -13,8 +13,8 @@ from app.celery_app import configuration
 from app.database import open_pool
 from app.jobs.messages import RUN_JOB
 from app.queues import ALL_QUEUES, MAINTENANCE
-from app.settings import QUEUES_FOR_JOBS, Settings
 from app.schedule import SCHEDULE
+from app.settings import QUEUES_FOR_JOBS, Settings
 from scripts.stack import environment
 from worker import maintenance
 

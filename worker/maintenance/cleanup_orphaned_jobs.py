@@ -8,10 +8,13 @@ import psycopg
 import redis
 from psycopg.rows import DictRow
 
+from app import logs
 from app.database import Database
 from app.jobs import dispatch, statements
 from app.jobs.stats import Stats
 from app.settings import Settings
+
+log = logs.get(__name__)
 
 
 def run(database: Database, client: redis.Redis, settings: Settings) -> dict[str, int]:
@@ -34,6 +37,9 @@ def rescue(database: Database, settings: Settings, *, published: bool) -> list[D
             "published": published,
         },
     )
+    for row in rows:
+        named = {name: row[name] for name in ("kind", "attempt", "request_id", "worker")}
+        log.warning("rescued", job_id=str(row["id"]), **named, error=lost, outcome=row["status"])
     stats = Stats("rescue")
     stats.count_ends(rows, "LeaseLost")
     with suppress(psycopg.Error):  # these jobs must get their messages, counted or not
