@@ -38,6 +38,8 @@ def test_nothing_else_is_published_and_the_front_reaches_no_server(host: Host) -
     assert published == {("caddy", "0.0.0.0"), ("caddy", "::"), ("flower", "127.0.0.1")}
     assert '"HostPort"' not in host.compose("ps", "--format", "json", "api")
     assert len(host.containers("api")) == 2
+    may = host.inspect("caddy")["HostConfig"]
+    assert (may["ReadonlyRootfs"], may["CapDrop"]) == (True, ["ALL"])
     assert list(host.inspect("caddy")["NetworkSettings"]["Networks"]) == [f"{host.project}_default"]
 
 

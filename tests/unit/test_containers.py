@@ -29,7 +29,8 @@ DOCKERFILES = sorted((ROOT / "dockerfiles").iterdir())
 
 def variables() -> set[str]:
     """Every variable that compose takes from outside."""
-    return set(re.findall(r"\$\{(\w+)", TEXT.replace("$${", ""))) | {
+    text = TEXT + (ROOT / "docker-compose.prod.yml").read_text()
+    return set(re.findall(r"\$\{(\w+)", text.replace("$${", ""))) | {
         name for service in SERVICES.values() for name, value in service.get("environment", {}).items() if value is None
     }
 
@@ -73,7 +74,7 @@ def test_every_setting_reaches_every_process(name: str) -> None:
 
 
 def test_the_example_explains_every_variable_and_no_other() -> None:
-    assert set(environment.documented()) - variables() == {"COMPOSE_PROJECT_NAME"}
+    assert set(environment.documented()) - variables() == {"COMPOSE_PROJECT_NAME", "COMPOSE_FILE"}
     assert variables() - set(environment.documented()) == set()
 
 
