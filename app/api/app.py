@@ -67,6 +67,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         state.query = query
         state.counts = QueueCounts(query)
         state.last_hour = last_hour(query)
+        state.first_look = web.first_look(state)
         state.metrics = metrics.Metrics(state)
         state.streams = events.Streams(settings.max_event_streams)
         state.job_events = events.JobEvents(state.streams, query)

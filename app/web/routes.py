@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -14,8 +15,8 @@ from starlette.routing import Mount
 from app import ticks
 from app.api.auth import visitor
 from app.api.errors import Problem
-from app.api.jobs import JobFilter, find_jobs, unknown_job
-from app.api.overview import Overview, overview
+from app.api.jobs import JobFilter, JobPage, find_jobs, unknown_job
+from app.api.overview import Overview, Shared, look_at_beat, overview
 from app.api.within import within
 from app.files import store
 from app.jobs import statements
@@ -38,7 +39,7 @@ assets = Mount("/static", Assets(directory=FOLDER / "static"))
 async def first_page(request: Request) -> Response:
     """How it goes: queues, workers, beat, the newest jobs."""
     state = request.app.state
-    now, newest = await asyncio.gather(overview(state), find_jobs(state, JobFilter(limit=10)))
+    now, newest = await state.first_look.now()
     context = {
         "overview": now,
         "troubles": troubles(now, has_redis=state.redis is not None),
@@ -46,6 +47,16 @@ async def first_page(request: Request) -> Response:
         "kinds": offered_kinds(state.settings),
     }
     return page(request, "overview.html", context)
+
+
+def first_look(state: Any) -> Shared[tuple[Overview, JobPage]]:
+    """For the API's state: what the first page shows. All who watch it ask again at each event, 250 ms after it: they
+    share an answer that is younger than that."""
+
+    async def look() -> tuple[Overview, JobPage]:
+        return await asyncio.gather(overview(state), find_jobs(state, JobFilter(limit=10)))
+
+    return Shared(look, 0.2)
 
 
 def troubles(now: Overview, *, has_redis: bool) -> list[tuple[str, str]]:
@@ -140,5 +151,5 @@ async def form_page(request: Request, name: str) -> Response:
 async def schedule_page(request: Request) -> Response:
     """What happens by itself, when it last did, and when it will."""
     state = request.app.state
-    now, latest = await asyncio.gather(overview(state), within(state.query(ticks.LATEST, {"limit": 30})))
-    return page(request, "schedule.html", {"entries": now.beat, "ticks": latest})
+    entries, latest = await asyncio.gather(look_at_beat(state), within(state.query(ticks.LATEST, {"limit": 30})))
+    return page(request, "schedule.html", {"entries": entries, "ticks": latest})

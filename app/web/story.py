@@ -15,6 +15,7 @@ Tone = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 OVER = ("succeeded", "failed", "cancelled")
 # A browser decodes these and nothing else of what strangers upload.
 PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
+LARGEST_PICTURE = 5_000_000  # bytes; larger ones are there to be downloaded
 
 
 @dataclass(frozen=True)
@@ -102,8 +103,19 @@ class Value:
     headings: tuple[str, ...] = ()
 
     @property
+    def most(self) -> float:
+        """The largest number of a table of names and amounts, which is drawn as bars; else 0."""
+        rows = self.value if self.shape == "table" else []
+        fits = all(
+            len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], int | float) and row[1] >= 0
+            for row in rows
+        )
+        return max((row[1] for row in rows), default=0) if fits else 0
+
+    @property
     def picture(self) -> bool:
-        return self.file is not None and self.file["content_type"] in PICTURES
+        file = self.file
+        return file is not None and file["content_type"] in PICTURES and file["size"] <= LARGEST_PICTURE
 
 
 def file_ids(kind: Kind | None, job: DictRow) -> list[UUID]:
@@ -111,7 +123,16 @@ def file_ids(kind: Kind | None, job: DictRow) -> list[UUID]:
     if kind is None:
         return []
     found = [(job["payload"], kind.payload), (job["result"] or {}, kind.result)]
-    return [UUID(values[name]) for values, model in found for name in file_fields(model) if values.get(name)]
+    ids = [_id(values.get(name)) for values, model in found for name in file_fields(model)]
+    return [file_id for file_id in ids if file_id]
+
+
+def _id(value: Any) -> UUID | None:
+    """None as well for what a kind's earlier version kept in the field."""
+    try:
+        return UUID(value)
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def values(fields: dict[str, Any], model: Any, files: dict[UUID, DictRow]) -> list[Value]:
@@ -134,15 +155,17 @@ def _value(name: str, value: Any, schema: dict[str, Any], files: dict[UUID, Dict
     match value:
         case None:
             return Value(*about, "nothing", value)
-        case str() if is_file:
-            return Value(*about, "file", value, files.get(UUID(value)))
+        case str() if is_file and (file_id := _id(value)):
+            return Value(*about, "file", file_id, files.get(file_id))
         case bool():
             return Value(*about, "line", "yes" if value else "no")
         case int() | float():
             return Value(*about, "number", value)
         case str():
             return Value(*about, "text" if len(value) > 80 or "\n" in value else "line", value)
-        case [[_, *_], *_] if all(isinstance(row, list) and len(row) == len(value[0]) for row in value):
+        case [[_, *_], *_] if all(isinstance(row, list) and len(row) == len(value[0]) for row in value) and not any(
+            isinstance(cell, list | dict) for row in value for cell in row
+        ):
             columns = schema.get("items", {}).get("description", "").strip("[]").split(", ")
             return Value(*about, "table", value, headings=tuple(columns) if len(columns) == len(value[0]) else ())
     return Value(*about, "json", value)

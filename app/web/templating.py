@@ -6,13 +6,14 @@ filter that returns markup puts values in by `Markup.format`, which escapes them
 
 import hashlib
 import json
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.templating import Jinja2Templates
-from markupsafe import Markup
+from markupsafe import Markup, escape
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -21,6 +22,7 @@ from app.settings import Settings
 FOLDER = Path(__file__).parent
 # A payload may have a megabyte. The rest is behind the link to the JSON.
 LONGEST_SHOWN = 20_000
+ABBREVIATIONS = {"url": "URL", "rms": "RMS", "dbfs": "dBFS"}
 
 
 def _version() -> str:
@@ -112,8 +114,14 @@ def number(value: float) -> str:
 
 def label(name: str) -> str:
     """sample_rate -> "Sample rate", image_file_id -> "Image": what is shown there is no id, but the file."""
-    words = name.removesuffix("_id").removesuffix("_file").replace("_", " ").strip() or name
-    return words[:1].upper() + words[1:]
+    words = (name.removesuffix("_id").removesuffix("_file") or name).split("_")
+    text = " ".join(ABBREVIATIONS.get(word, word) for word in words)
+    return text[:1].upper() + text[1:]
+
+
+def marked(text: str) -> Markup:
+    """A description from the code: `names` in backticks become code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", escape(text)))  # noqa: S704 - it is escaped
 
 
 def pretty(value: Any) -> str:
@@ -142,7 +150,7 @@ def _common(request: Request) -> dict[str, Any]:
 templates = Jinja2Templates(FOLDER / "templates", context_processors=[_common])
 templates.env.trim_blocks = templates.env.lstrip_blocks = True
 templates.env.filters |= {
-    function.__name__: function for function in (ago, bars, clock, duration, label, number, pretty, size)
+    function.__name__: function for function in (ago, bars, clock, duration, label, marked, number, pretty, size)
 }
 templates.env.globals |= {"static": f"/static/{VERSION}", "now": lambda: datetime.now(UTC).isoformat()}
 

@@ -87,7 +87,7 @@ def summary(values: Mapping[str, str], flower: bool = True) -> str:
     url, bearer = api_url(values), key(values)
     lines = [
         "",
-        f"  API        {url}",
+        f"  Dashboard  {url}",
         f"  API docs   {url}/docs",
     ]
     if flower:

@@ -50,7 +50,7 @@ let asked = null;
 // At most one at a time, and one more if something happened meanwhile.
 function refreshSoon() {
   asked ??= (async () => {
-    await new Promise((go) => setTimeout(go, 250));
+    await new Promise((go) => setTimeout(go, 250)); // see `first_look` in routes.py
     const now = asked;
     try {
       await refresh();

@@ -181,6 +181,37 @@ def test_the_timeline_of_a_job_that_was_cancelled_before_it_began() -> None:
 
 
 @pytest.mark.parametrize(
+    ("value", "shape", "most"),
+    [
+        (1, "number", 0),
+        (True, "line", 0),
+        (None, "nothing", 0),
+        ("a", "line", 0),
+        ("a\nb", "text", 0),
+        ([], "json", 0),
+        ([["a", 3], ["b", 9]], "table", 9),
+        ([["a", 3], ["b", None]], "table", 0),
+        ([["a", 3], ["b", -1]], "table", 0),
+        ([[1, 2], [3, 4]], "table", 0),
+        ([["a", 3], ["b"]], "json", 0),
+        ([["a", {}]], "json", 0),
+        (["ab", "cd"], "json", 0),
+    ],
+)
+def test_each_value_has_its_shape(value: Any, shape: str, most: float, api: httpx.Client, insert_job: Insert) -> None:
+    [found] = story.values({"it": value}, None, {})
+    assert (found.shape, found.most) == (shape, most)
+    job = insert_job("of_another_version", {"it": value}, **SUCCEEDED | {"result": json.dumps({"it": value})})
+    assert api.get(f"/jobs/{job}", headers=BROWSER).status_code == 200
+
+
+def test_a_file_that_is_gone_or_was_never_one(api: httpx.Client, insert_job: Insert) -> None:
+    for file_id in (str(uuid4()), "what an earlier version kept here", 7):
+        job = insert_job("thumbnail", {"file_id": file_id, "width": 1})
+        assert str(file_id) in api.get(f"/jobs/{job}", headers=BROWSER).text
+
+
+@pytest.mark.parametrize(
     ("seconds", "text"),
     [
         (0.004, "4 ms"),
