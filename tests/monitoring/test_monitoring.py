@@ -57,6 +57,12 @@ class Monitored:
         alerts = self._http.get("/alerts").json()["data"]["alerts"]
         return {alert["labels"]["alertname"] for alert in alerts if alert["state"] == "firing"}
 
+    def until_firing(self, wanted: set[str], *, seconds: float) -> None:
+        try:
+            until(lambda: self.firing() >= wanted, "alerts fire", seconds=seconds)
+        except AssertionError as error:
+            raise AssertionError(f"{error}: not {wanted - self.firing()}") from None
+
 
 @pytest.fixture(scope="module")
 def monitored(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Monitored]:
@@ -87,12 +93,13 @@ def test_rules_and_configuration(image: str) -> None:
 
 def test_every_query_of_the_dashboards_has_data(monitored: Monitored) -> None:
     stack = monitored.stack
+    # Counters are seen to grow only from the first scrape on.
+    until(lambda: not monitored.down(), "all targets answer", seconds=120)
     jobs = [stack.create("flaky", {"failures": 9, "error": "permanent"}) for _ in range(9)]
     jobs += [stack.create("sleep", {"seconds": 0}) for _ in range(9)]
     jobs += [stack.create("flaky", {"failures": 1, "error": "transient"})]
     for job_id in jobs:
         stack.finished(job_id)
-    until(lambda: not monitored.down(), "all targets answer", seconds=120)
     queries = [
         target["expr"]
         for path in DASHBOARDS
@@ -119,9 +126,9 @@ def test_alerts_fire_on_a_broken_stack(monitored: Monitored) -> None:
     monitored.stack.compose("stop", "beat", "worker")
     # Nine failed jobs are there already.
     wanted = {"BeatSilent", "NoConsumer", "FailureRate"}
-    until(lambda: monitored.firing() >= wanted, f"{wanted} fire", seconds=480)
+    monitored.until_firing(wanted, seconds=540)
     monitored.stack.compose("stop", "redis")
-    until(lambda: "PartAway" in monitored.firing(), "PartAway fires", seconds=200)
+    monitored.until_firing({"PartAway"}, seconds=200)
     monitored.stack.compose("start", "redis", "beat", "worker")
     gone = {"BeatSilent", "NoConsumer", "PartAway"}
     until(lambda: not gone & monitored.firing(), "they end", seconds=200)
