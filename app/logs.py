@@ -103,6 +103,8 @@ def configure(stream: TextIO | None = None) -> None:
     # Each of these says per job or per request what we say ourselves, better.
     for name in ("uvicorn.access", "celery.app.trace", "celery.worker.strategy", "httpx"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    for problem in settings.unverified_connections():
+        get("tls").warning("tls_not_verified", problem=problem)
 
 
 def get(name: str) -> FilteringBoundLogger:

@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -55,15 +56,17 @@ def _in_use(state: "RetryCallState") -> bool:
     return isinstance(getattr(error, "orig", error), psycopg.errors.LockNotAvailable | psycopg.errors.DeadlockDetected)
 
 
-def present(settings: Settings) -> str | None:
-    """The database's revision, "" before the first migration; None if it does not answer."""
+def present(settings: Settings) -> str:
+    """The database's revision, "" before the first migration.
+
+    Raises:
+        psycopg.OperationalError: it does not answer.
+    """
     try:
         with psycopg.connect(conninfo(settings, "migrate", statement_seconds=5), autocommit=True) as connection:
             row = connection.execute("SELECT max(version_num) FROM alembic_version").fetchone()
     except psycopg.errors.UndefinedTable:
         return ""
-    except psycopg.OperationalError:
-        return None
     return row[0] or "" if row else ""
 
 
@@ -74,15 +77,21 @@ def wait(settings: Settings, process: str) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
-    said = False
-    while (revision := present(settings)) is None or revision < SCHEMA_REVISION:
+    said: str | None = None
+    while True:
+        try:
+            revision, away = present(settings), None
+        except psycopg.OperationalError as error:
+            revision, away = "", " ".join(str(error).split())
+        if revision >= SCHEMA_REVISION:
+            break
         alive.touch(process)
-        if not said:
+        if said is None:
             logs.configure()
-            log, said = logs.get(__name__), True
-            log.warning(
-                "waiting_for_schema", present=revision, needed=SCHEMA_REVISION, hint="run python -m app.migrate"
-            )
+        # Once, and once more when it is something else.
+        if said != (now := "away" if away else "old"):
+            said, reason = now, away or "run python -m app.migrate"
+            logs.get(__name__).warning("waiting_for_schema", present=revision, needed=SCHEMA_REVISION, reason=reason)
         time.sleep(LOOK_SECONDS)
     if said:
         logs.get(__name__).info("schema_is_there", present=revision)
@@ -92,8 +101,10 @@ def main() -> None:
     settings = get_settings()
     where = without_password(settings.database_conninfo)
     check = "--check" in sys.argv[1:]
+    revision = ""
     if not check:
-        revision = present(settings) or ""
+        with suppress(psycopg.OperationalError):  # what follows waits for it
+            revision = present(settings)
         if revision > SCHEMA_REVISION:
             print(f"{where} is at {revision}, which is newer than this code's {SCHEMA_REVISION}: nothing to do.")
             return

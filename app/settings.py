@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsp
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from app import secrets
+from app import secrets, tls
 
 QUEUES_FOR_JOBS = ("high_priority", "default", "low_priority")
 # Each may come from a file as well: API_KEYS_FILE=/run/secrets/api_keys. Your own handlers' secrets belong here too.
@@ -203,8 +203,7 @@ class Settings(BaseSettings):
     @property
     def database_conninfo(self) -> str:
         """DATABASE_URL as libpq reads it: `postgres://` and `postgresql+driver://` are accepted spellings."""
-        url = urlsplit(self.database_url.get_secret_value())
-        return urlunsplit(url._replace(scheme="postgresql"))
+        return tls.postgres_url(f"postgresql://{self.database_url.get_secret_value().partition('://')[2]}")
 
     @property
     def broker_url(self) -> str:
@@ -221,6 +220,13 @@ class Settings(BaseSettings):
     @property
     def result_backend_url(self) -> str:
         return self.celery_result_backend.get_secret_value() if self.celery_result_backend else self.broker_url
+
+    def unverified_connections(self) -> list[str]:
+        """What to warn of, as sentences without secrets."""
+        urls = {"DATABASE_URL": self.database_url, "REDIS_URL": self.redis_url}
+        urls |= {"CELERY_BROKER_URL": self.celery_broker_url, "CELERY_RESULT_BACKEND": self.celery_result_backend}
+        found = (tls.unverified(name, url.get_secret_value()) for name, url in urls.items() if url)
+        return [problem for problem in found if problem]
 
     @property
     def visibility_seconds(self) -> int:

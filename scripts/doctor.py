@@ -447,7 +447,7 @@ class Doctor:
         local = database.hostname in ("localhost", "127.0.0.1", "::1", "postgres", None)
         if not local and mode not in ("verify-full", "verify-ca"):
             text = f"PostgreSQL's certificate is not verified (sslmode={mode})."
-            fix = "add ?sslmode=verify-full&sslrootcert=system to DATABASE_URL, unless the network is private"
+            fix = "add ?sslmode=verify-full to DATABASE_URL, unless the network is private"
             yield Finding("certificates", "ok", text, fix)
 
 

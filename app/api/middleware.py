@@ -16,13 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import logs
 from app.api import errors
 from app.settings import Settings
+from app.tls import is_private
 
 log = logs.get("api")
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 QUIET_PATHS = ("/health", "/metrics")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-OWN_NAMES = (".localhost", ".local", ".internal")
 # Bodies are read whole, but for uploads. While others hold so many bytes, no further one is begun.
 HELD_BYTES = 64 * 1024**2
 
@@ -102,7 +102,7 @@ class RequestMiddleware:
         try:
             ipaddress.ip_address(name)
         except ValueError:
-            return "." not in name or name.endswith(OWN_NAMES) or name in self.settings.allowed_hosts
+            return is_private(name) or name in self.settings.allowed_hosts
         return True
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
