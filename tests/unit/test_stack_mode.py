@@ -98,6 +98,11 @@ def test_inline_is_native(path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
         __main__.mode_for_up({"JOBS_EXECUTION": "inline"})
 
 
+def test_a_public_host_is_started_otherwise() -> None:
+    with pytest.raises(Problem, match="public host"):
+        compose.up({"COMPOSE_FILE": "docker-compose.yml:docker-compose.prod.yml"})
+
+
 def test_what_runs_goes_on_in_its_mode(path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An engine that was installed or started later does not make a second stack beside the first."""
     docker(path)
