@@ -36,9 +36,8 @@ def image(engine: None) -> str:
 class Monitored:
     """A stack, and its Prometheus."""
 
-    def __init__(self, stack: Stack, port: int) -> None:
-        self.stack = stack
-        self._http = httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30)
+    def __init__(self, stack: Stack, prometheus: httpx.Client) -> None:
+        self.stack, self._http = stack, prometheus
 
     def query(self, text: str) -> list[dict[str, Any]]:
         answer = self._http.get("/query", params={"query": text})
@@ -77,7 +76,8 @@ def monitored(image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     try:
         stack.up("api", "worker", "worker-maintenance", "beat")
         stack.compose("--profile", "monitoring", "up", "--detach", "--wait", "--no-deps", *exporters)
-        yield Monitored(stack, port)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}/api/v1", timeout=30) as prometheus:
+            yield Monitored(stack, prometheus)
     finally:
         stack.compose("--profile", "*", "rm", "--stop", "--force", *exporters)
         stack.down()
