@@ -39,7 +39,7 @@ def rename(clone: Path) -> Rename:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1200)
 def test_the_new_name_is_everywhere_and_the_tests_pass(clone: Path, rename: Rename) -> None:
     assert rename("acme-jobs", "--dry-run").returncode == 1
     assert rename("acme-jobs").returncode == 2  # nobody can be asked
