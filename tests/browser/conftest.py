@@ -54,7 +54,8 @@ class Complaints(list[str]):
     """What browsers write in red: errors in scripts, what the policy forbids, what could not be loaded."""
 
     def note(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
+        # Containers of others came or went, which changes this machine's network: the page tries again by itself.
+        if message.type in ("error", "warning") and "ERR_NETWORK_CHANGED" not in message.text:
             self.append(f"{message.text} ({message.location['url']})")
 
 

@@ -299,6 +299,8 @@ def test_what_is_focused_stays_so_while_the_page_moves_on(open_page: Open, worke
     page = open_page("/")
     row = page.locator(f"#job-{first} a")
     row.focus()
+    # Something above it that the server does not show any more, as a warning that is over.
+    page.evaluate("document.querySelector('#main').prepend(document.createElement('p'))")
     second = start(api, "sleep", {"seconds": 0.1})
     expect(page.locator(f"#job-{second}")).to_contain_text("succeeded")
     expect(row).to_be_focused()

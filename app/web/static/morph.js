@@ -1,5 +1,5 @@
 // Makes one tree like another and leaves alone what is the same, so that focus, selection, scrolling and open details
-// stay. Elements with an id are recognised when they moved.
+// stay. An element loses its focus when it is moved, so what is in the way is taken out instead.
 export function morph(old, fresh) {
   if (old.isEqualNode(fresh)) return;
   if (old.nodeType !== fresh.nodeType || old.nodeName !== fresh.nodeName) return old.replaceWith(fresh);
@@ -16,24 +16,40 @@ export function morph(old, fresh) {
   }
   // What the reader typed or chose.
   if (["INPUT", "SELECT", "TEXTAREA"].includes(old.nodeName)) return;
+
+  const ids = new Set([...fresh.children].map((child) => child.id));
   let at = old.firstChild;
   for (const wanted of [...fresh.childNodes]) {
-    const moved = wanted.id && [...old.children].find((child) => child.id === wanted.id);
-    if (moved) {
-      if (moved === at) at = at.nextSibling;
-      else old.insertBefore(moved, at);
-      morph(moved, wanted);
-    } else if (at && !at.id && !wanted.id && at.nodeName === wanted.nodeName) {
-      const next = at.nextSibling;
-      morph(at, wanted);
-      at = next;
-    } else {
+    const found = counterpart(old, at, wanted);
+    if (!found) {
       old.insertBefore(wanted, at);
+      continue;
     }
+    for (let node = at; node !== found; ) {
+      const next = node.nextSibling;
+      if (!node.id || !ids.has(node.id)) {
+        if (node === at) at = next;
+        node.remove();
+      }
+      node = next;
+    }
+    if (found === at) at = at.nextSibling;
+    else old.insertBefore(found, at); // others with an id stand before it that come later now
+    morph(found, wanted);
   }
   while (at) {
     const next = at.nextSibling;
     at.remove();
     at = next;
   }
+}
+
+// What was `wanted` before, among the children from `at` on: by id, else the next of its sort.
+function counterpart(old, at, wanted) {
+  if (wanted.nodeType !== Node.ELEMENT_NODE) return at?.nodeType === wanted.nodeType ? at : null;
+  const same = (node) => node.nodeName === wanted.nodeName && (node.id ?? "") === wanted.id;
+  for (let node = at; node; node = node.nextSibling) {
+    if (same(node) && (wanted.id || node.getAttribute("class") === wanted.getAttribute("class"))) return node;
+  }
+  return at && same(at) ? at : null;
 }
