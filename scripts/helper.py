@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from functools import cached_property
 from pathlib import Path
+from socket import gethostname
 from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import quote, unquote, urlsplit
 
@@ -314,6 +315,14 @@ class Script(Report):
     def __init__(self, as_json: bool = False) -> None:
         super().__init__(as_json)
         self.settings = settings_or_exit()
+
+    def audit(self, action: str) -> None:
+        """A line on stderr, for what somebody should be able to ask about later."""
+        logs.get("audit").warning("audit", action=action, by=f"{os.environ.get('USER', os.getuid())}@{gethostname()}")
+
+    def confirm(self, what: str, yes: bool) -> None:
+        super().confirm(what, yes)
+        self.audit(what)
 
     @cached_property
     def database(self) -> Database:

@@ -141,6 +141,7 @@ def end(script: Script, jobs: list[UUID], tasks: list[str]) -> list[str]:
         if now > until:
             return [*map(str, going), *(found.id for found in alive)]
         for job_id in going:
+            script.audit(f"cancel {job_id}")
             script.sql(statements.CANCEL, {"id": job_id})
         if alive:
             withdraw(script, alive)

@@ -76,6 +76,7 @@ def revoke(task_id: Id, as_json: AsJson = False, dry_run: DryRun = False) -> Non
     if dry_run:
         script.say(f"It is {before.state} and would be ended.")
         script.done(FOUND, state=before.state, would="end it")
+    script.audit(f"revoke {task_id}")
     if found.row:
         script.sql(statements.CANCEL, {"id": found.job_id})
     else:

@@ -11,7 +11,7 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
 from app import logs
-from app.api import auth, errors, events, files, jobs, login, metrics, operations
+from app.api import auth, docs, errors, events, files, jobs, login, metrics, operations
 from app.api.counts import QueueCounts
 from app.api.middleware import RequestMiddleware
 from app.api.overview import last_hour
@@ -114,6 +114,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         description=DESCRIPTION,
         version="1",
         lifespan=lifespan,
+        # FastAPI's own come from another host.
+        docs_url=None,
         redoc_url=None,
         generate_unique_id_function=operation_id,
         # Shows what an answer is, not what it would be before defaults.
@@ -128,6 +130,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     app.include_router(operations.router)
     app.include_router(metrics.router)
     app.include_router(login.router)
+    app.include_router(docs.router)
     app.add_exception_handler(auth.LoginNeeded, login.to_login)
     app.include_router(web.router)
     app.router.routes.append(web.assets)

@@ -14,9 +14,12 @@ from fastapi import Depends, Request
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from itsdangerous import BadSignature, Signer
 
+from app import logs
 from app.api.errors import Problem
 from app.api.within import within
 from app.settings import Settings
+
+log = logs.get("audit")
 
 COOKIE = "jobstack_session"
 SESSION_SECONDS = 12 * 3600
@@ -116,3 +119,8 @@ async def visitor(request: Request) -> str:
     if (name := await _caller(request, credentials)) is None:
         raise LoginNeeded
     return name
+
+
+def audit(request: Request, action: str, *, key: str = "", **facts: object) -> None:
+    """One line for what somebody should be able to ask about later. The request's id is bound to all its lines."""
+    log.info("audit", action=action, key=key, client=request.client and request.client.host, **facts)

@@ -15,6 +15,7 @@ from psycopg.rows import DictRow
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 from starlette.convertors import StringConvertor, register_url_convertor
 
+from app.api.auth import audit
 from app.api.errors import Problem, responses, too_large
 from app.api.strict_json import JsonRoute
 from app.api.within import within
@@ -150,7 +151,7 @@ def make_router(kinds: Sequence[str], operation_id: Callable[[APIRoute], str]) -
     @router.post("/{job_id}/cancel", status_code=202, responses=responses(401, 404, 409, 422, 503))
     async def cancel_job(request: Request, job_id: UUID) -> Job:
         """A queued job is over at once. A running one ends at its next checkpoint, and can't succeed any more."""
-        job = await _move(request, statements.CANCEL, job_id, "is over and can't be cancelled")
+        job = await _move(request, "cancel", statements.CANCEL, job_id, "is over and can't be cancelled")
         if job.status == "cancelled":
             request.app.state.stats.count(job, WITHDRAWN)
         return job
@@ -158,7 +159,7 @@ def make_router(kinds: Sequence[str], operation_id: Callable[[APIRoute], str]) -
     @router.post("/{job_id}/retry", status_code=202, responses=responses(401, 404, 409, 422, 503))
     async def retry_job(request: Request, job_id: UUID) -> Job:
         """Runs a failed or cancelled job again. Steps that are recorded are not repeated."""
-        job = await _move(request, statements.RETRY, job_id, "can't be retried; failed and cancelled jobs can")
+        job = await _move(request, "retry", statements.RETRY, job_id, "can't be retried; failed and cancelled jobs can")
         request.app.state.publisher.ask_dispatch()
         return job
 
@@ -216,11 +217,12 @@ def unknown_job(job_id: UUID) -> Problem:
     return Problem(404, "unknown-job", f"There is no job {job_id}; jobs are removed some time after their end.")
 
 
-async def _move(request: Request, statement: str, job_id: UUID, refusal: str) -> Job:
+async def _move(request: Request, action: str, statement: str, job_id: UUID, refusal: str) -> Job:
     rows = await within(request.app.state.query(statement, {"id": job_id}))
     if not rows:
         job = await _get(request, job_id)
         raise Problem(409, "wrong-status", f"Job {job_id} is {job['status']}: it {refusal}.")
+    audit(request, action, key=request.scope["api_key"], job=str(job_id))
     return shown(rows[0])
 
 

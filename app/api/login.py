@@ -11,14 +11,12 @@ from urllib.parse import parse_qsl, quote
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from app import logs
 from app.api import auth
 from app.api.errors import Problem
 from app.api.within import within
 from app.settings import Settings
 from app.web.templating import page
 
-log = logs.get("audit")
 router = APIRouter(include_in_schema=False)
 
 FAILED_SECONDS = 1.0
@@ -33,11 +31,6 @@ RETURNING id
 
 def _own(path: str) -> str:
     return path if OWN_PATH.fullmatch(path) else "/"
-
-
-def audit(request: Request, action: str, *, key: str = "", **facts: object) -> None:
-    """One line for what somebody should be able to ask about later. The request's id is bound to all its lines."""
-    log.info("audit", action=action, key=key, client=request.client and request.client.host, **facts)
 
 
 def to_login(request: Request, error: Exception) -> Response:
@@ -75,10 +68,10 @@ async def login(request: Request) -> Response:
     key, following = form.get("key", "").strip(), _own(form.get("next", "/"))
     name = auth.name_of_key(key, settings)
     if name is None:
-        audit(request, "login_failed")
+        auth.audit(request, "login_failed")
         await asyncio.sleep(FAILED_SECONDS)
         return _page(request, following, 401, "This key is not known here.")
-    audit(request, "login", key=name)
+    auth.audit(request, "login", key=name)
     answer = RedirectResponse(following, 303)
     answer.set_cookie(
         auth.COOKIE,
@@ -96,7 +89,7 @@ async def logout(request: Request) -> Response:
     """Ends the session everywhere: a copy of its cookie opens nothing any more."""
     if found := await auth.session(request):
         await within(request.app.state.query(END, {"id": found.id, "expires": found.expires}))
-        audit(request, "logout", key=found.name)
+        auth.audit(request, "logout", key=found.name)
     answer = RedirectResponse("/login", 303)
     answer.delete_cookie(auth.COOKIE, secure=request.url.scheme == "https", httponly=True, samesite="strict")
     return answer
