@@ -60,4 +60,5 @@ class Host(Stack):
         )
 
     def containers(self, service: str) -> set[str]:
-        return set(self.compose("ps", "--quiet", service).split())
+        """Those that ended too."""
+        return set(self.compose("ps", "--all", "--quiet", service).split())
