@@ -83,6 +83,8 @@ async def session(request: Request) -> Session | None:
 async def _caller(request: Request, credentials: HTTPAuthorizationCredentials | None) -> str | None:
     """The name of the caller's key, empty for nobody where nobody needs a key, None where somebody would."""
     settings: Settings = request.app.state.settings
+    if len(request.headers.getlist("authorization")) > 1:
+        raise _refused("There are two Authorization headers; send one.")
     if credentials is not None:
         if (name := name_of_key(credentials.credentials, settings)) is None:
             raise _refused("This API key is not known here.")
