@@ -169,6 +169,13 @@ def test_the_timeline_of_a_job_that_failed_once_and_runs_again() -> None:
     assert [(span.x, span.width) for span in story.spans(job, found)] == [(100.0, 100.0), (600.0, 400.0)]
 
 
+def test_the_timeline_of_a_job_that_failed_for_good() -> None:
+    attempt = {"attempt": 1, "worker": "w", "error": {}, "started_at": at(10), "ended_at": at(20)}
+    job = row("failed", attempt=1, started_at=at(10), finished_at=at(20))
+    assert [moment.title for moment in story.moments(job, [attempt])] == ["Accepted", "Attempt 1 failed", "Failed"]
+    assert [(span.x, span.width) for span in story.spans(job, story.moments(job, [attempt]))] == [(500.0, 500.0)]
+
+
 def test_the_timeline_of_a_job_that_waits() -> None:
     assert story.moments(row("queued"), [])[-1].title == "Waits for a worker"
     assert story.moments(row("queued", run_at=at(500)), [])[-1].at == at(500)
