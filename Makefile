@@ -52,8 +52,12 @@ clean: ## stop everything and delete its data (asks; YES=1 does not)
 .PHONY: production
 production: ## build and start it with TLS in front and two API replicas: DOMAIN=jobs.example.org, the first time
 	@$(PYTHON) -c 'from scripts.stack import environment; environment.make()'
-	@grep -q '^COMPOSE_FILE=' .env || printf 'COMPOSE_FILE=%s\nDOMAIN=%s\n' docker-compose.yml:docker-compose.prod.yml \
+	@# First a newline: the file may end without one.
+	@grep -q '^COMPOSE_FILE=' .env || printf '\nCOMPOSE_FILE=%s\nDOMAIN=%s\n' docker-compose.yml:docker-compose.prod.yml \
 	  "$${DOMAIN:?by which name is this host called? make production DOMAIN=jobs.example.org}" >>.env
+	@# What is given for this once would be forgotten by the next docker compose.
+	@grep -q '^COMPOSE_FILE=.*docker-compose.prod.yml' .env && grep -qx "DOMAIN=$${DOMAIN:-..*}" .env || \
+	  { echo 'COMPOSE_FILE or DOMAIN in .env says something else: write there what you want.'; exit 1; }
 	@docker compose up --build --detach --wait --wait-timeout 240 caddy worker worker-maintenance beat flower
 
 .PHONY: roll
@@ -62,11 +66,11 @@ roll: ## replace every service by this checkout's, without a failed request or a
 
 .PHONY: backup
 backup: ## copy PostgreSQL and files while it runs, to backups/TIME (ARGS=/elsewhere/name)
-	@scripts/backup.sh $(ARGS)
+	@scripts/backup.sh $(if $(ARGS),"$(ARGS)")
 
 .PHONY: restore
 restore: ## put a backup into a stack that has no data yet: FROM=backups/TIME
-	@scripts/restore.sh $(FROM)
+	@scripts/restore.sh "$(FROM)"
 
 ##@ The bad night (all of them: scripts/README.md; ARGS="--yes" is passed on)
 

@@ -1,4 +1,4 @@
-"""`python -m scripts.stack COMMAND`: what the Makefile calls. Variables, no options: MODE, SERVICE, JOB, SCRIPT, YES."""
+"""`python -m scripts.stack COMMAND`, for the Makefile. Variables, no options: MODE, SERVICE, JOB, SCRIPT, YES."""
 
 from __future__ import annotations
 
@@ -38,6 +38,8 @@ def up() -> None:
         say("Made .env with new secrets.")
     values = environment.load()
     environment.check(values)
+    if "docker-compose.prod.yml" in values.get("COMPOSE_FILE", ""):
+        raise Problem("This clone is set up for a public host (COMPOSE_FILE in .env).", "make production", "make roll")
     mode = mode_for_up(values)
     RUN.mkdir(mode=0o711, exist_ok=True)
     MODE_FILE.write_text(mode)

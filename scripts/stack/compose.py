@@ -62,8 +62,6 @@ def up(values: Mapping[str, str]) -> None:
     """
     if values.get("JOBS_EXECUTION") == "inline":
         raise Problem("JOBS_EXECUTION=inline needs no containers.", "MODE=native make up")
-    if "docker-compose.prod.yml" in values.get("COMPOSE_FILE", ""):
-        raise Problem("This clone is set up for a public host (COMPOSE_FILE in .env).", "make production", "make roll")
     before = containers()
     held = {port["PublishedPort"] for item in before.values() for port in item.get("Publishers") or ()}
     for name in environment.PORTS:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scripts import stack
-from scripts.stack import Problem, __main__, compose, http, servers, venv
+from scripts.stack import Problem, __main__, compose, environment, http, servers, venv
 
 VALUES = {"POSTGRES_PASSWORD": "p", "REDIS_PASSWORD": "r", "FLOWER_BASIC_AUTH": "admin:secret", "API_KEYS": "a:k1,b:k2"}
 
@@ -98,9 +98,13 @@ def test_inline_is_native(path: Path, run: Path, monkeypatch: pytest.MonkeyPatch
         __main__.mode_for_up({"JOBS_EXECUTION": "inline"})
 
 
-def test_a_public_host_is_started_otherwise() -> None:
+def test_a_public_host_is_started_otherwise(path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With Docker away, too."""
+    values = VALUES | {"COMPOSE_FILE": "docker-compose.yml:docker-compose.prod.yml"}
+    monkeypatch.setattr(environment, "make", lambda: False)
+    monkeypatch.setattr(environment, "load", lambda: values)
     with pytest.raises(Problem, match="public host"):
-        compose.up({"COMPOSE_FILE": "docker-compose.yml:docker-compose.prod.yml"})
+        __main__.up()
 
 
 def test_what_runs_goes_on_in_its_mode(path: Path, run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
