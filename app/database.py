@@ -11,6 +11,7 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import make_conninfo
 from psycopg.rows import DictRow, dict_row
+from psycopg.sql import Composed
 from psycopg_pool import AsyncConnectionPool, PoolTimeout
 from tenacity import Retrying, retry_if_exception, wait_exponential_jitter
 
@@ -56,10 +57,11 @@ class Database:
         self._connection: psycopg.Connection[DictRow] | None = None
         self._lock = threading.Lock()
 
-    def run(self, statement: str, params: Params | None = None) -> list[DictRow]:
+    def run(self, statement: str | Composed, params: Params | None = None, *, once: bool = False) -> list[DictRow]:
         """Runs one statement in its own transaction and returns its rows.
 
-        A connection that died while it was idle is replaced once, without the caller noticing.
+        A connection that died while it was idle is replaced once, without the caller noticing; but not for a statement
+        that may be sent `once` only, since it may have arrived.
 
         Raises:
             psycopg.OperationalError: PostgreSQL cannot be reached; the statement may or may not have taken effect.
@@ -75,7 +77,7 @@ class Database:
                 if isinstance(error, psycopg.errors.QueryCanceled | psycopg.errors.LockNotAvailable):
                     raise
                 self._close()
-                if fresh:
+                if fresh or once:
                     raise
                 return self._run(statement, params)
 
@@ -92,7 +94,7 @@ class Database:
         with self._lock:
             self._close()
 
-    def _run(self, statement: str, params: Params | None) -> list[DictRow]:
+    def _run(self, statement: str | Composed, params: Params | None) -> list[DictRow]:
         if self._connection is None:
             self._connection = psycopg.connect(self._conninfo, autocommit=True, row_factory=dict_row)
         cursor = self._connection.execute(statement, params)

@@ -9,7 +9,6 @@ from sqlalchemy import (
     Boolean,
     CheckConstraint,
     Column,
-    Double,
     ForeignKey,
     Identity,
     Index,
@@ -166,9 +165,9 @@ job_stats = Table(
     Column("status", Text, primary_key=True),
     Column("error", Text, primary_key=True, server_default=""),
     Column("jobs", BigInteger, nullable=False, server_default="0"),
-    Column("wait_seconds", Double, nullable=False, server_default="0"),
+    Column("wait_us", BigInteger, nullable=False, server_default="0"),
     Column("wait_buckets", ARRAY(BigInteger), nullable=False, server_default="{}"),
-    Column("run_seconds", Double, nullable=False, server_default="0"),
+    Column("run_us", BigInteger, nullable=False, server_default="0"),
     Column("run_buckets", ARRAY(BigInteger), nullable=False, server_default="{}"),
 )
 

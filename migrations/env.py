@@ -43,8 +43,10 @@ def _say(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
 # is only tried for; and so has who got an answer to a statement with parameters, until the next one.
 with psycopg.connect(where) as keeper, engine.connect() as connection:
     keeper.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-    while keeper.execute(TRY_LOCK).fetchone() is None:
-        time.sleep(LOOK_SECONDS)
+    if keeper.execute(TRY_LOCK).fetchone() is None:
+        print("Another migration is at work, waiting for its end", flush=True)
+        while keeper.execute(TRY_LOCK).fetchone() is None:
+            time.sleep(LOOK_SECONDS)
     context.configure(
         connection=connection,
         target_metadata=metadata,

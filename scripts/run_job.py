@@ -110,7 +110,7 @@ def _run(runner: Runner, claim: Claim, settings: Settings, *, quiet: bool) -> No
         watcher.start()
     runner.run(claim)
     done.set()
-    runner.stats.flush(runner.database.run)
+    runner.stats.flush(runner.database)
     if not quiet:
         watcher.join(2)
 

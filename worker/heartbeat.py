@@ -103,15 +103,10 @@ class Heartbeat:
                 failing = False
 
     def _flush(self) -> None:
-        """Statistics, every now and then. Whatever goes wrong with them, leases are renewed."""
-        if time.monotonic() < self._flush_at:
-            return
-        self._flush_at = time.monotonic() + self._settings.job_heartbeat_seconds
-        try:
-            self._stats.flush(self._database.run)
-        except Exception as error:
-            expected = isinstance(error, CONNECTION_LOST)
-            log.warning("stats_wait", error=str(error).strip(), exc_info=None if expected else error)
+        """Statistics, every now and then."""
+        if time.monotonic() >= self._flush_at:
+            self._flush_at = time.monotonic() + self._settings.job_heartbeat_seconds
+            self._stats.flush(self._database)
 
     @staticmethod
     def _next(lease: Lease) -> float:
@@ -163,7 +158,6 @@ class Heartbeat:
         rows = self._database.run(
             statements.CANCELLED, {"id": lease.job_id, "token": lease.token, "progress": lease.unwritten()}
         )
-        self._stats.count_ends(rows, "")
-        self._flush_at = 0
-        self._flush()
+        self._stats.count_ends(rows)
+        self._stats.flush(self._database)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -20,7 +20,7 @@ from app.queues import JOB_QUEUES
 from app.settings import Settings, SettingsError, get_settings
 from worker import shutdown
 from worker.maintenance import cleanup_old_files, database_maintenance
-from worker.maintenance.cleanup_orphaned_jobs import rescue
+from worker.maintenance.cleanup_orphaned_jobs import count_rescued, rescue
 from worker.runner import Runner
 
 log = logs.get(__name__)
@@ -41,7 +41,8 @@ def create_inline_app(settings: Settings | None = None) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
         async with serve_api(app) as state:
-            threads = _start(settings)
+            runner = Runner(settings, worker="inline", may_kill=False)
+            threads = _start(runner)
             try:
                 yield state
             finally:
@@ -50,17 +51,17 @@ def create_inline_app(settings: Settings | None = None) -> FastAPI:
                 end = time.monotonic() + settings.shutdown_grace_seconds / 2
                 for thread in threads:
                     thread.join(max(0.1, end - time.monotonic()))
+                runner.stats.flush(runner.database)
 
     app.router.lifespan_context = lifespan
     return app
 
 
-def _start(settings: Settings) -> list[threading.Thread]:
+def _start(runner: Runner) -> list[threading.Thread]:
     shutdown.reset()
-    runner = Runner(settings, worker="inline", may_kill=False)
     threads = [
         threading.Thread(target=_work, args=(runner,), name=f"job-{number}", daemon=True)
-        for number in range(settings.worker_concurrency)
+        for number in range(runner.settings.worker_concurrency)
     ]
     threads.append(threading.Thread(target=_keep_house, args=(runner,), name="house-keeping", daemon=True))
     for thread in threads:
@@ -89,7 +90,7 @@ def _keep_house(runner: Runner) -> None:
     with closing(Database(runner.settings, "maintenance", statement_seconds=60)) as database:
         while not shutdown.claims_nothing():
             try:
-                rescue(database, runner.settings, published=False)
+                count_rescued(rescue(database, runner.settings, published=False), database)
                 if time.monotonic() >= clean_up_at:
                     clean_up_at += CLEAN_UP_SECONDS
                     for task in (database_maintenance, cleanup_old_files):

@@ -86,30 +86,26 @@ class JobRequest(TaskRequest):
             for row in rows:
                 named = {name: row.get(name) for name in ("kind", "attempt", "request_id")}
                 log.warning("child_ended", job_id=str(row["id"]), **named, error=message, outcome=row["status"])
-            _count(database, self.hostname, rows, error_type)
             again = [row for row in rows if row["status"] == "queued"]
             if again and not stopping:
                 with messages.connect(settings) as client:
                     dispatch.send(again, client, settings, ahead=True)
+            stats = Stats(self.hostname)
+            stats.count_ends(rows, error_type)
+            stats.flush(database)
         except (DatabaseError, *messages.REDIS_ERRORS) as problem:
             log.warning("release_failed", error=str(problem).strip(), note="left to rescue and repair")
         finally:
             database.close()
 
 
-def _count(database: Database, worker: str, rows: list[Any], error_type: str) -> None:
-    """For the statistics, which must hold up nothing."""
-    stats = Stats(worker)
-    stats.count_ends(rows, error_type)
-    with suppress(DatabaseError):
-        stats.flush(database.run)
-
-
 def hand_back_all() -> int:
     """Puts all claims of this worker back, uncounted; returns how many there were. Raises `CONNECTION_LOST`."""
     database = Database(get_settings(), "worker-parent", statement_seconds=3)
     rows = database.run(statements.HAND_BACK_NODE, {"node": NODE, "retry_in": 0, "progress": None})
-    _count(database, NODE, rows, "")
+    stats = Stats(NODE)
+    stats.count_ends(rows)
+    stats.flush(database)
     return len(rows)
 
 

@@ -183,7 +183,7 @@ class Runner:
         """Every attempt's end passes here."""
         log.info("job_ended", outcome=outcome, seconds=round(seconds, 3), **claim.named())
         if outcome != LEASE_LOST:  # who took it away has counted it
-            self.stats.count(claim, outcome, waited=claim.waited, ran=seconds)
+            self.stats.count(claim.queue, claim.kind, outcome, waited=claim.waited, ran=seconds)
 
     def _finish(self, claim: Claim, lease: Lease, result: str) -> str:
         try:
@@ -202,8 +202,8 @@ class Runner:
         return str(rows[0]["status"])
 
     def _hand_back(self, claim: Claim, lease: Lease, seconds: float) -> str:
-        self._end(statements.HAND_BACK, claim, lease, {"retry_in": seconds})
-        return HANDED_BACK
+        outcome = self._end(statements.HAND_BACK, claim, lease, {"retry_in": seconds})
+        return HANDED_BACK if outcome == "queued" else outcome
 
     def _fail(self, claim: Claim, lease: Lease, error: BaseException) -> str:
         delay = errors.retry_delay(error, claim.attempt)
@@ -221,7 +221,7 @@ class Runner:
             {"error": json.dumps(errors.describe(error)), "retry_in": delay, "published": False},
         )
         if outcome in ("queued", "failed"):
-            self.stats.count_error(claim, type(error).__name__)
+            self.stats.count_error(claim.queue, claim.kind, type(error).__name__)
         return RETRY if outcome == "queued" else outcome
 
     def wait_and_claim(self, job_id: UUID, patience: float) -> Claim | None:

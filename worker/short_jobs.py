@@ -166,7 +166,8 @@ class _Slice:
             claims, self._waiting = self._waiting, deque()
         if claims:
             ours = {"ids": [claim.id for claim in claims], "token": claims[0].lease_token, "progress": None}
-            self._runner.database.run_until_answered(statements.HAND_BACK_SHORT, ours | {"retry_in": 0})
+            rows = self._runner.database.run_until_answered(statements.HAND_BACK_SHORT, ours | {"retry_in": 0})
+            self._runner.stats.count_ends(row for row in rows if row["status"] == "cancelled")
             self._wake()
 
     def _wake(self) -> None:

@@ -2,7 +2,6 @@
 
 import gc
 import signal
-from contextlib import suppress
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -100,9 +99,8 @@ for _module in maintenance.ALL:
 @worker_process_shutdown.connect
 def _child_ends(**_: object) -> None:
     """In a child that ends by itself: what it has counted since its last heartbeat."""
-    with suppress(*CONNECTION_LOST):
-        for runner in _runners:
-            runner.stats.flush(runner.database.run)
+    for runner in _runners:
+        runner.stats.flush(runner.database)
 
 
 # --- the parent ----------------------------------------------------------------------------------------------------

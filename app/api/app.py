@@ -4,7 +4,7 @@ import asyncio
 import gc
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 from fastapi import FastAPI
@@ -16,13 +16,13 @@ from app.api.counts import QueueCounts
 from app.api.middleware import RequestMiddleware
 from app.api.overview import last_hour
 from app.api.within import within
-from app.database import CONNECTION_LOST, Params, open_pool
+from app.database import Params, open_pool
 from app.files.store import FileStore
 from app.jobs import messages
 from app.jobs.create import Creator
 from app.jobs.kinds import offered_kinds
 from app.jobs.publisher import Publisher
-from app.jobs.stats import FLUSH, Stats
+from app.jobs.stats import Stats
 from app.settings import Settings, SettingsError, get_settings
 from app.web import routes as web
 
@@ -73,20 +73,10 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         state.job_events = events.JobEvents(state.streams, query)
         state.overview_events = events.OverviewEvents(state.streams, state)
 
-        async def flush_stats() -> None:
-            """Whatever goes wrong: nobody waits for it, and nothing else may end with it."""
-            if taken := state.stats.take():
-                try:
-                    await within(query(FLUSH, taken))
-                except Exception as error:
-                    expected = isinstance(error, (*CONNECTION_LOST, errors.Problem))
-                    log.warning("stats_wait", error=str(error).strip(), exc_info=None if expected else error)
-                    state.stats.put_back(taken)
-
         async def count() -> None:
             while True:
                 await asyncio.sleep(settings.job_heartbeat_seconds)
-                await flush_stats()
+                await state.stats.flush_by(pool)
 
         # Not waited for: an API that starts before its database answers 503 and heals by itself.
         await pool.open(wait=False)
@@ -102,7 +92,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             await state.job_events.stop()
             await state.overview_events.stop()
             counting.cancel()
-            await flush_stats()
+            with suppress(errors.Problem):
+                await within(state.stats.flush_by(pool), seconds=2)
             state.publisher.stop()
             await publishing
             if state.redis is not None:

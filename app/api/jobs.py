@@ -153,7 +153,7 @@ def make_router(kinds: Sequence[str], operation_id: Callable[[APIRoute], str]) -
         """A queued job is over at once. A running one ends at its next checkpoint, and can't succeed any more."""
         job = await _move(request, "cancel", statements.CANCEL, job_id, "is over and can't be cancelled")
         if job.status == "cancelled":
-            request.app.state.stats.count(job, WITHDRAWN)
+            request.app.state.stats.count(job.queue, job.kind, WITHDRAWN)
         return job
 
     @router.post("/{job_id}/retry", status_code=202, responses=responses(401, 404, 409, 422, 503))

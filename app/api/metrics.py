@@ -171,8 +171,8 @@ def _of_jobs(totals: list[DictRow], kinds: Iterable[str]) -> Iterator[Metric]:
             finished[(kind, end)] += count
         if status in stats.ATTEMPTS:
             attempts[(kind, status)] += count
-            waits.add(kind, row["wait_buckets"], row["wait_seconds"])
-            runs.add(kind, row["run_buckets"], row["run_seconds"])
+            waits.add(kind, row["wait_buckets"], row["wait_us"])
+            runs.add(kind, row["run_buckets"], row["run_us"])
     for name, text, labels, counts in (
         ("jobs_created", "Jobs accepted", ["kind"], created),
         ("jobs_finished", "Jobs that are over", ["kind", "status"], finished),
@@ -193,18 +193,18 @@ class _Histogram:
     def __init__(self, name: str) -> None:
         self._name = name
         self._counts: dict[str, list[int]] = defaultdict(lambda: [0] * (len(stats.BUCKETS) + 1))
-        self._sums: dict[str, float] = defaultdict(float)
+        self._us = Counter[str]()
 
-    def add(self, kind: str, buckets: list[int], seconds: float) -> None:
+    def add(self, kind: str, buckets: list[int], us: int) -> None:
         self._counts[kind] = [a + b for a, b in zip(self._counts[kind], buckets, strict=True)]
-        self._sums[kind] += seconds
+        self._us[kind] += us
 
     def family(self, text: str) -> Metric:
         family = HistogramMetricFamily(f"jobstack_{self._name}", text, labels=["kind"])
         bounds = (*map(str, stats.BUCKETS), "+Inf")
         for kind, counts in sorted(self._counts.items()):
             below = [sum(counts[: place + 1]) for place in range(len(counts))]
-            family.add_metric([kind], list(zip(bounds, below, strict=True)), self._sums[kind])
+            family.add_metric([kind], list(zip(bounds, below, strict=True)), self._us[kind] / 1e6)
         return family
 
 

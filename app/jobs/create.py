@@ -184,7 +184,7 @@ class Creator:
     def _publish(self, created: list[Created]) -> None:
         rows = [row for row, new in created if new]
         for row in rows:
-            self._stats.count(row, CREATED)
+            self._stats.count(row["queue"], row["kind"], CREATED)
         self._publisher.submit(row for row in rows if row["published_at"] is not None)
         due = [row for row in rows if row["published_at"] is None and row["run_at"] == row["created_at"]]
         self._publisher.wake({row["queue"] for row in due if row["short"]})

@@ -249,7 +249,7 @@ UPDATE jobs SET status = CASE WHEN cancel_requested_at IS NULL THEN 'queued' ELS
     run_at = GREATEST(run_at, now() + NULLIF(%(retry_in)s::float, 0) * interval '1 second'),
     progress = COALESCE(%(progress)s::jsonb, progress)
 WHERE status = 'running' AND {whose}
-RETURNING id, status, kind, queue
+RETURNING id, status, kind, queue, true AS uncounted
 """
 
 

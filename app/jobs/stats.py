@@ -1,16 +1,25 @@
 """What became of jobs, by minute: counted in memory by whoever sees it, and added to PostgreSQL every few seconds.
 
 Counters and plots are sums over these few rows, whatever `jobs` holds and however many processes there are. Nothing
-that a job waits for writes them: a process that is killed takes its last seconds of counting along.
+that a job waits for writes them: a process that is killed takes its last seconds of counting along, and what may have
+been written is not written again. So a count may lack something after a fault; it never counts twice.
 """
 
-import json
 import threading
 from bisect import bisect_left
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
 
+import psycopg
 from psycopg.rows import DictRow
+from psycopg.sql import SQL, Composed, Literal
+from psycopg.types.json import Jsonb
+from psycopg_pool import AsyncConnectionPool, PoolTimeout
+
+from app import logs
+from app.database import CONNECTION_LOST, Database
+
+log = logs.get(__name__)
 
 # Upper bounds, in seconds, of the histograms of waiting and running; what is longer stands behind them.
 BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 900.0, 3600.0)
@@ -37,38 +46,45 @@ def _added(buckets: str) -> str:
         FROM unnest(stats.{buckets}, EXCLUDED.{buckets}) WITH ORDINALITY AS pair (old, new, place))"""
 
 
-SUMS = f"""sum(jobs)::bigint AS jobs, sum(wait_seconds) AS wait_seconds, ARRAY[{_sums("wait_buckets")}] AS wait_buckets,
-    sum(run_seconds) AS run_seconds, ARRAY[{_sums("run_buckets")}] AS run_buckets"""
+# Whole microseconds: a sum of floats depends on the order of the rows, and a counter that falls by a hair has begun
+# anew to Prometheus.
+SUMS = f"""sum(jobs)::bigint AS jobs, sum(wait_us)::bigint AS wait_us, ARRAY[{_sums("wait_buckets")}] AS wait_buckets,
+    sum(run_us)::bigint AS run_us, ARRAY[{_sums("run_buckets")}] AS run_buckets"""
 
 _ADD = f"""
 ON CONFLICT (minute, process, queue, kind, status, error) DO UPDATE SET jobs = stats.jobs + EXCLUDED.jobs,
-    wait_seconds = stats.wait_seconds + EXCLUDED.wait_seconds, wait_buckets = {_added("wait_buckets")},
-    run_seconds = stats.run_seconds + EXCLUDED.run_seconds, run_buckets = {_added("run_buckets")}
+    wait_us = stats.wait_us + EXCLUDED.wait_us, wait_buckets = {_added("wait_buckets")},
+    run_us = stats.run_us + EXCLUDED.run_us, run_buckets = {_added("run_buckets")}
 """
-_COLUMNS = "queue, kind, status, error, jobs, wait_seconds, wait_buckets, run_seconds, run_buckets"
+_COLUMNS = "queue, kind, status, error, jobs, wait_us, wait_buckets, run_us, run_buckets"
 
 # The minute is that of the write, by the database's clock: what lies behind grows no more. In order, since the children
-# of a worker share its rows. Its commit waits for no disk.
-FLUSH = f"""
-WITH lazily AS MATERIALIZED (SELECT set_config('synchronous_commit', 'off', true) AS done)
+# of a worker share its rows. Its commit waits for no disk, and it waits for nobody who locks the table: a job may be
+# waiting for the connection. One transaction, in which SET LOCAL holds for what comes after it, through PgBouncer too.
+_FLUSH = SQL(f"""
+SET LOCAL lock_timeout = '1s'; SET LOCAL synchronous_commit = off;
 INSERT INTO job_stats AS stats (minute, process, {_COLUMNS})
-SELECT date_trunc('minute', now()), %(process)s, {_COLUMNS}
-FROM lazily, jsonb_to_recordset(%(rows)s::jsonb) AS counted (queue text, kind text, status text, error text,
-    jobs bigint, wait_seconds float, wait_buckets bigint[], run_seconds float, run_buckets bigint[])
-WHERE lazily.done IS NOT NULL ORDER BY queue, kind, status, error
+SELECT date_trunc('minute', now()), {{process}}, {_COLUMNS}
+FROM jsonb_to_recordset({{rows}}) AS counted (queue text, kind text, status text, error text,
+    jobs bigint, wait_us bigint, wait_buckets bigint[], run_us bigint, run_buckets bigint[])
+ORDER BY queue, kind, status, error
 {_ADD}
-RETURNING 1
-"""
+""")
 
-# What no plot shows any more becomes one row for all processes and minutes, so that counters only ever grow.
+# What no plot shows any more becomes one row for all processes and minutes, so that counters only ever grow. In
+# batches; it returns how many rows it took.
 ROLL_UP = f"""
 WITH old AS (
-    DELETE FROM job_stats WHERE minute < now() - interval '25 hours' AND minute > to_timestamp(0) RETURNING *
+    DELETE FROM job_stats WHERE ctid = ANY(ARRAY(
+        SELECT ctid FROM job_stats
+        WHERE minute < now() - interval '25 hours' AND minute > to_timestamp(0) LIMIT 20000
+    )) RETURNING *
+), rolled AS (
+    INSERT INTO job_stats AS stats (minute, process, {_COLUMNS})
+    SELECT to_timestamp(0), '', queue, kind, status, error, {SUMS} FROM old GROUP BY queue, kind, status, error
+    {_ADD}
 )
-INSERT INTO job_stats AS stats (minute, process, {_COLUMNS})
-SELECT to_timestamp(0), '', queue, kind, status, error, {SUMS} FROM old GROUP BY queue, kind, status, error
-{_ADD}
-RETURNING 1
+SELECT count(*) AS rows FROM old
 """
 
 # Of all time, in two parts: what lies before `minute` grows no more, and is asked for rarely.
@@ -83,90 +99,116 @@ FROM job_stats WHERE minute > now() - interval '1 hour' GROUP BY minute, queue, 
 """
 
 
+@dataclass
+class _Times:
+    """A histogram of seconds, with their sum."""
+
+    us: int = 0
+    buckets: list[int] = field(default_factory=lambda: [0] * (len(BUCKETS) + 1))
+
+    def add(self, seconds: float) -> None:
+        self.us += round(seconds * 1e6)
+        self.buckets[bisect_left(BUCKETS, seconds)] += 1
+
+    def add_all(self, other: "_Times") -> None:
+        self.us += other.us
+        self.buckets = [a + b for a, b in zip(self.buckets, other.buckets, strict=True)]
+
+
+@dataclass
+class _Count:
+    jobs: int = 0
+    wait: _Times = field(default_factory=_Times)
+    run: _Times = field(default_factory=_Times)
+
+
+# By queue, kind, status, error.
+_Counts = dict[tuple[str, str, str, str], _Count]
+
+
 class Stats:
     """The counts of one process, whose threads may share it. `process`: the worker's name, or the API's."""
 
     def __init__(self, process: str) -> None:
         self._process = process
         self._lock = threading.Lock()
-        # (queue, kind, status, error) -> [jobs, wait seconds, wait buckets, run seconds, run buckets]
-        self._rows: dict[tuple[str, str, str, str], list[Any]] = {}
+        self._counts: _Counts = {}
         self._errors: dict[str, set[str]] = {}
 
     def count(
-        self,
-        job: DictRow | Any,
-        status: str,
-        *,
-        waited: float | None = None,
-        ran: float | None = None,
+        self, queue: str, kind: str, status: str, *, waited: float | None = None, ran: float | None = None
     ) -> None:
-        """One more. `job` is a row or a claim; in seconds: `waited` from when it was due to its start, `ran` since."""
-        queue, kind = (job["queue"], job["kind"]) if isinstance(job, dict) else (job.queue, job.kind)
+        """In seconds: `waited` from when a job was due to its start, `ran` since."""
         with self._lock:
-            row = self._row(queue, kind, status, "")
-            row[0] += 1
+            count = self._counts.setdefault((queue, kind, status, ""), _Count())
+            count.jobs += 1
             if waited is not None:
-                row[1] += waited
-                row[2][bisect_left(BUCKETS, waited)] += 1
+                count.wait.add(waited)
             if ran is not None:
-                row[3] += ran
-                row[4][bisect_left(BUCKETS, ran)] += 1
+                count.run.add(ran)
 
-    def count_error(self, job: DictRow | Any, error_type: str) -> None:
+    def count_error(self, queue: str, kind: str, error_type: str) -> None:
         """An attempt failed with this."""
-        queue, kind = (job["queue"], job["kind"]) if isinstance(job, dict) else (job.queue, job.kind)
         with self._lock:
             known = self._errors.setdefault(kind, set())
             if len(known) < MOST_ERRORS:
                 known.add(error_type)
-            self._row(queue, kind, ERROR, error_type if error_type in known else OTHER)[0] += 1
+            error = error_type if error_type in known else OTHER
+            self._counts.setdefault((queue, kind, ERROR, error), _Count()).jobs += 1
 
-    def count_ends(self, rows: Iterable[DictRow], error_type: str) -> None:
+    def count_ends(self, rows: Iterable[DictRow], error_type: str = "") -> None:
         """Attempts that somebody else ended: rows as `_end_attempt` and `_hand_back` in `statements.py` return them."""
         for row in rows:
-            uncounted = row.get("uncounted", True)
-            outcome = row["status"] if row["status"] != "queued" else HANDED_BACK if uncounted else RETRY
-            self.count(row, outcome)
+            outcome = row["status"] if row["status"] != "queued" else HANDED_BACK if row["uncounted"] else RETRY
+            self.count(row["queue"], row["kind"], outcome)
             if outcome in (RETRY, FAILED):
-                self.count_error(row, error_type)
+                self.count_error(row["queue"], row["kind"], error_type)
 
-    def _row(self, queue: str, kind: str, status: str, error: str) -> list[Any]:
-        key = (queue, kind, status, error)
-        row = self._rows.get(key)
-        if row is None:
-            row = self._rows[key] = [0, 0.0, [0] * (len(BUCKETS) + 1), 0.0, [0] * (len(BUCKETS) + 1)]
-        return row
-
-    def take(self) -> dict[str, Any] | None:
-        """The parameters of FLUSH, and counting begins anew; None if there is nothing. `put_back` if it failed."""
-        with self._lock:
-            rows, self._rows = self._rows, {}
-        if not rows:
-            return None
-        names = _COLUMNS.split(", ")
-        return {
-            "process": self._process,
-            "rows": json.dumps([dict(zip(names, (*key, *row), strict=True)) for key, row in rows.items()]),
-        }
-
-    def put_back(self, taken: dict[str, Any]) -> None:
-        """What could not be written is counted with the next."""
-        for row in json.loads(taken["rows"]):
-            with self._lock:
-                ours = self._row(row["queue"], row["kind"], row["status"], row["error"])
-                ours[0] += row["jobs"]
-                for place, name in ((1, "wait"), (3, "run")):
-                    ours[place] += row[f"{name}_seconds"]
-                    ours[place + 1] = [a + b for a, b in zip(ours[place + 1], row[f"{name}_buckets"], strict=True)]
-
-    def flush(self, run: Callable[[str, dict[str, Any]], object]) -> None:
-        """Adds what was counted to the table. Raises what `run(statement, params)` raises, and keeps the counts."""
-        taken = self.take()
-        if taken is None:
+    def flush(self, database: Database) -> None:
+        """Adds what was counted to the table. Raises nothing: statistics hold up nobody, and end nothing."""
+        if not self._counts:
             return
+        counts, statement = self._take()
         try:
-            run(FLUSH, taken)
-        except BaseException:
-            self.put_back(taken)
-            raise
+            database.run("SELECT 1")  # a connection that died while it was idle is replaced here
+            database.run(statement, once=True)
+        except Exception as error:  # noqa: BLE001
+            self._not_written(counts, error)
+
+    async def flush_by(self, pool: AsyncConnectionPool[psycopg.AsyncConnection[DictRow]]) -> None:
+        """As `flush`."""
+        if not self._counts:
+            return
+        counts, statement = self._take()
+        try:
+            async with pool.connection() as connection:
+                await connection.execute(statement)
+        except Exception as error:  # noqa: BLE001
+            self._not_written(counts, error)
+
+    def _take(self) -> tuple[_Counts, Composed]:
+        with self._lock:
+            counts, self._counts = self._counts, {}
+        rows = [
+            dict(zip(("queue", "kind", "status", "error"), key, strict=True))
+            | {"jobs": count.jobs}
+            | {f"wait_{name}": value for name, value in asdict(count.wait).items()}
+            | {f"run_{name}": value for name, value in asdict(count.run).items()}
+            for key, count in counts.items()
+        ]
+        return counts, _FLUSH.format(process=Literal(self._process), rows=Literal(Jsonb(rows)))
+
+    def _not_written(self, counts: _Counts, error: Exception) -> None:
+        # An error that PostgreSQL told of has undone it all. Where no answer came it may be there, and is not repeated.
+        again = isinstance(error, PoolTimeout) or getattr(error, "sqlstate", None) is not None
+        expected = isinstance(error, CONNECTION_LOST)
+        event = "stats_wait" if again else "stats_lost"
+        log.warning(event, error=str(error).strip(), exc_info=None if expected else error)
+        if not again:
+            return
+        with self._lock:
+            for key, count in counts.items():
+                ours = self._counts.setdefault(key, _Count())
+                ours.jobs += count.jobs
+                ours.wait.add_all(count.wait)
+                ours.run.add_all(count.run)

@@ -20,9 +20,9 @@ def upgrade() -> None:
         status text NOT NULL,
         error text NOT NULL DEFAULT '',
         jobs bigint NOT NULL DEFAULT 0,
-        wait_seconds double precision NOT NULL DEFAULT 0,
+        wait_us bigint NOT NULL DEFAULT 0,
         wait_buckets bigint[] NOT NULL DEFAULT '{}',
-        run_seconds double precision NOT NULL DEFAULT 0,
+        run_us bigint NOT NULL DEFAULT 0,
         run_buckets bigint[] NOT NULL DEFAULT '{}',
         PRIMARY KEY (minute, process, queue, kind, status, error)
     );

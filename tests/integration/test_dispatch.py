@@ -178,9 +178,9 @@ def test_an_idle_tick_is_two_short_queries(settings: Settings, db: Connection, r
     seen: list[str] = []
 
     class Counting(Database):
-        def run(self, statement: str, params: Any = None) -> list[DictRow]:
+        def run(self, statement: Any, params: Any = None, *, once: bool = False) -> list[DictRow]:
             seen.append(statement)
-            return super().run(statement, params)
+            return super().run(statement, params, once=once)
 
     database = Counting(settings, "test")
     assert dispatch.dispatch(database, redis.client, settings) == {}

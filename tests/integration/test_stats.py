@@ -20,7 +20,8 @@ from tests.processes import Process
 from tests.servers import Redis
 from tests.waiting import until
 from worker.consumer import TOUCH_SECONDS
-from worker.maintenance.cleanup_orphaned_jobs import rescue
+from worker.maintenance.cleanup_orphaned_jobs import count_rescued, rescue
+from worker.runner import Runner
 
 Db = psycopg.Connection[DictRow]
 Counted = Callable[..., None]
@@ -62,7 +63,7 @@ def test_ends_by_the_worker(worker: Process, jobs: Jobs, counted: Counted, cance
     counted(succeeded=3, failed=2, retry=1, cancelled=1, PermanentError=1, ValueError=1, TransientError=1)
     rows = db.execute("SELECT * FROM job_stats WHERE status = 'cancelled'").fetchall()
     assert [(sum(row["run_buckets"]), sum(row["wait_buckets"]), row["queue"]) for row in rows] == [(1, 1, "default")]
-    assert rows[0]["run_seconds"] > 0
+    assert rows[0]["run_us"] > 0
 
 
 def test_short_ones(worker: Process, jobs: Jobs, counted: Counted, redis: Redis, settings: Settings) -> None:
@@ -97,8 +98,18 @@ def test_a_lease_that_ran_out(jobs: Jobs, counted: Counted, database: Database, 
     jobs.insert(**gone, attempt=1)
     jobs.insert(**gone, attempt=4)
     jobs.insert(**gone, attempt=1, short=True)
-    until(lambda: len(rescue(database, quick, published=False)) == 3, "PostgreSQL has run for long enough")
+    rows = until(lambda: rescue(database, quick, published=False), "PostgreSQL has run for long enough")
+    count_rescued(rows, database)
     counted(retry=1, failed=1, LeaseLost=2, **{"handed back": 1})
+
+
+def test_a_cancel_that_meets_a_hand_back(runner: Runner, jobs: Jobs, counted: Counted, cancel: Cancel) -> None:
+    claim = runner.claim(jobs.insert("of a later release", {}))
+    assert claim is not None
+    cancel(claim.id)
+    assert runner.run(claim) == "cancelled"
+    runner.stats.flush(runner.database)
+    counted(cancelled=1)
 
 
 def test_a_worker_that_stops(start: Callable[..., Process], jobs: Jobs, counted: Counted) -> None:

@@ -2,9 +2,7 @@
 
 import json
 from collections import Counter
-from contextlib import suppress
 
-import psycopg
 import redis
 from psycopg.rows import DictRow
 
@@ -21,7 +19,15 @@ def run(database: Database, client: redis.Redis, settings: Settings) -> dict[str
     """Returns how many jobs went where: {"queued": 2, "failed": 1}."""
     rows = rescue(database, settings, published=True)
     dispatch.send([row for row in rows if row["status"] == "queued"], client, settings, ahead=True)
+    count_rescued(rows, database)
     return dict(Counter(row["status"] for row in rows))
+
+
+def count_rescued(rows: list[DictRow], database: Database) -> None:
+    """For the statistics. After the messages: these must not wait for it."""
+    stats = Stats("rescue")
+    stats.count_ends(rows, "LeaseLost")
+    stats.flush(database)
 
 
 def rescue(database: Database, settings: Settings, *, published: bool) -> list[DictRow]:
@@ -40,8 +46,4 @@ def rescue(database: Database, settings: Settings, *, published: bool) -> list[D
     for row in rows:
         named = {name: row[name] for name in ("kind", "attempt", "request_id", "worker")}
         log.warning("rescued", job_id=str(row["id"]), **named, error=lost, outcome=row["status"])
-    stats = Stats("rescue")
-    stats.count_ends(rows, "LeaseLost")
-    with suppress(psycopg.Error):  # these jobs must get their messages, counted or not
-        stats.flush(database.run)
     return rows

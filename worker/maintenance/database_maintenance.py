@@ -38,8 +38,10 @@ def run(database: Database, client: redis.Redis | None, settings: Settings) -> d
         done[what] += count
         if over():
             return {**done, "unfinished": True}
-    if rolled := database.run(stats.ROLL_UP):
-        done["stats"] = len(rolled)
+    while rolled := database.run(stats.ROLL_UP)[0]["rows"]:
+        done["stats"] += rolled
+        if over():
+            return {**done, "unfinished": True}
     database.run(ANALYZE)
     return dict(done)
 
