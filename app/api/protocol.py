@@ -37,7 +37,7 @@ class Protocol(HttpToolsProtocol):
     # Since something came of what was read.
     _unread = 0
     _body = 0
-    _begun = _too_large = False
+    _begun = _receiving = _too_large = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -51,11 +51,15 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unread += len(data)
-        if self._timer is None and self in self._idle:
-            self._set_timer(HEAD_SECONDS, self._give_up)  # the first byte of a further request
         super().data_received(data)
         if self._unread > HEAD_BYTES and not self.transport.is_closing():
             self._refuse()
+        elif self._timer is None:
+            # Most requests come in one piece, and need no timer at all.
+            if self._receiving:
+                self._set_timer(BODY_SECONDS, self._look_at_body)
+            elif self in self._idle:
+                self._set_timer(HEAD_SECONDS, self._give_up)
 
     def on_message_begin(self) -> None:
         self._begun = True
@@ -69,8 +73,8 @@ class Protocol(HttpToolsProtocol):
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
             self._too_large = True
             raise ValueError  # ends the parser, and comes back as send_400_response
+        self._receiving = True
         super().on_headers_complete()
-        self._set_timer(BODY_SECONDS, self._look_at_body)
 
     def on_body(self, body: bytes) -> None:
         self._unread = 0
@@ -78,6 +82,7 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._receiving = False
         self._unread = 0
         self._cancel_timer()
         super().on_message_complete()
