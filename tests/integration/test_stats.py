@@ -82,7 +82,7 @@ def test_a_dead_child(worker: Process, jobs: Jobs, counted: Counted) -> None:
 
 
 def test_one_that_must_be_stopped_with_its_child(worker: Process, jobs: Jobs, counted: Counted, cancel: Cancel) -> None:
-    job_id = jobs.start("odd", {"do": "never look"})
+    job_id = jobs.start("odd", {"do": "never look", "seconds": 60})
     jobs.running(job_id)
     cancel(job_id)
     jobs.finished(job_id)
