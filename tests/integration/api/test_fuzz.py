@@ -43,6 +43,6 @@ def test_schemathesis_finds_nothing(serve_process: Callable[..., tuple[httpx.Cli
     )
     assert run.returncode == 0, run.stdout
     # It ran, and our check with it.
-    assert "14 selected / 14 total" in run.stdout
+    assert "15 selected / 15 total" in run.stdout
     assert '"mistake"' not in process.log
     assert "Traceback" not in process.log
