@@ -11,12 +11,6 @@ from tests.e2e.conftest import engine  # noqa: F401
 from tests.production.host import Host
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The first test builds the images.
-    for item in items:
-        item.add_marker(pytest.mark.timeout(900))
-
-
 def docker(*arguments: str) -> int:
     return subprocess.run(["docker", *arguments], check=False, capture_output=True).returncode
 

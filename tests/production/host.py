@@ -48,16 +48,22 @@ class Host(Stack):
             timeout=10,
         )
 
-    def script(self, name: str, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
+    def begin(self, name: str, *arguments: str, **env: str) -> "subprocess.Popen[str]":
+        """In a group of its own, as a terminal does it, for a ctrl-C."""
+        return subprocess.Popen(
             [str(ROOT / "scripts" / name), *arguments],
-            check=False,
             env=self.environment | env,
             stdin=subprocess.DEVNULL,
-            capture_output=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
             text=True,
-            timeout=400,
+            start_new_session=True,
         )
+
+    def script(self, name: str, *arguments: str, **env: str) -> "subprocess.CompletedProcess[str]":
+        with self.begin(name, *arguments, **env) as process:
+            said, failed = process.communicate(timeout=400)
+        return subprocess.CompletedProcess([name], process.returncode, said, failed)
 
     def containers(self, service: str) -> set[str]:
         """Those that ended too."""

@@ -1,6 +1,8 @@
 """A public host: TLS in front, everything replaced under load, and a backup that brings the jobs back."""
 
-import json
+import os
+import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +13,9 @@ import pytest
 
 from tests.production.host import Host
 from tests.waiting import until
+
+# The first test builds the images.
+pytestmark = pytest.mark.timeout(900)
 
 OURS = ("api", "worker", "worker-maintenance", "beat", "flower")
 EVERY_SECONDS = 0.05
@@ -112,6 +117,32 @@ def test_what_does_not_start_replaces_nothing(host: Host) -> None:
     assert host.http.get("/health/ready").status_code == 200
 
 
+def test_a_roll_that_is_broken_off_leaves_what_was(host: Host) -> None:
+    before = host.containers("api")
+    with host.begin("roll.sh", "api", API_CPUS="0.05") as roll:  # long until they are healthy
+        until(lambda: len(host.containers("api")) == 4, "new ones are there", seconds=90)
+        os.killpg(roll.pid, signal.SIGINT)
+        roll.communicate(timeout=90)
+    assert roll.returncode
+    assert host.containers("api") == before
+    # As if it had been killed instead, and had begun to end the old ones: one is stopped, and there are too many.
+    host.compose("up", "--detach", "--no-deps", "--no-recreate", "--wait", "--scale", "api=4", "api")
+    subprocess.run(["docker", "stop", min(before)], check=True, capture_output=True)
+    done = host.script("roll.sh", "api", FILE_RETENTION_DAYS="29")
+    assert done.returncode == 0, done.stdout + done.stderr
+    now = host.containers("api")
+    assert len(now) == 2
+    for container in now:
+        inspect = ("docker", "inspect", "--format", "{{.State.Health.Status}} {{.Config.Env}}", container)
+        told = subprocess.run(inspect, check=True, capture_output=True, text=True).stdout
+        assert told.startswith("healthy")
+        assert "FILE_RETENTION_DAYS=29" in told
+
+
+def cleaned(host: Host) -> str:
+    return host.execute("worker", "python", "scripts/trigger_cleanup_manual.py", "cleanup_old_files", "--json")
+
+
 def test_a_backup_brings_jobs_and_files_back(host: Host, tmp_path: Path) -> None:
     file_id = host.upload("a.txt", b"one two two")
     over = host.finished(host.create("text_report", {"file_id": file_id}))
@@ -129,7 +160,14 @@ def test_a_backup_brings_jobs_and_files_back(host: Host, tmp_path: Path) -> None
     assert refused.returncode == 1
     assert "has a database already" in refused.stderr
 
-    host.compose("down", "--volumes", "--timeout", "5")
+    again = host.script("backup.sh", str(tmp_path / "backup"))
+    assert (again.returncode, again.stderr) == (1, f"{tmp_path / 'backup'} is there already.\n")
+
+    # Of the lost database only its mark is left.
+    assert "skipped" not in cleaned(host)
+    host.execute("worker", "find", "/data/files", "-type", "f", "!", "-name", "jobstack-owner", "-delete")
+    host.compose("down", "--timeout", "5")
+    subprocess.run(["docker", "volume", "rm", f"{host.project}_postgres"], check=True, capture_output=True)
     restored = host.script("restore.sh", str(tmp_path / "backup"))
     assert restored.returncode == 0, restored.stderr
     host.up()
@@ -145,8 +183,5 @@ def test_a_backup_brings_jobs_and_files_back(host: Host, tmp_path: Path) -> None
     open_jobs = f"SELECT count(*) FROM jobs WHERE finished_at IS NULL AND id <> '{later}'"
     until(lambda: host.sql(open_jobs)[0]["count"] == 0, "what was waiting runs", seconds=60)
     # The house-keeping takes the files for its own, and deletes none.
-    cleaned = json.loads(
-        host.execute("worker", "python", "scripts/trigger_cleanup_manual.py", "cleanup_old_files", "--json")
-    )
-    assert "skipped" not in json.dumps(cleaned), cleaned
+    assert "skipped" not in cleaned(host)
     assert host.http.get(f"/api/files/{file_id}/content").status_code == 200
