@@ -1,6 +1,5 @@
 """How many jobs are where: asked here by everybody who wants to know, and of PostgreSQL once for all of them."""
 
-import asyncio
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
@@ -8,6 +7,7 @@ from contextlib import suppress
 from psycopg.rows import DictRow
 
 from app.api.errors import Problem
+from app.api.shared import Shared
 from app.api.within import SECONDS, within
 from app.database import CONNECTION_LOST
 from app.jobs import statements
@@ -27,8 +27,7 @@ class QueueCounts:
 
     def __init__(self, query: Callable[..., Awaitable[list[DictRow]]]) -> None:
         self._query = query
-        self._running: asyncio.Task[list[DictRow]] | None = None
-        self._next: asyncio.Task[list[DictRow]] | None = None
+        self._shared = Shared(self._look, 0)
         # Queue -> (how many waited, when that was).
         self._many: dict[str, tuple[int, float]] = {}
 
@@ -39,22 +38,7 @@ class QueueCounts:
         Raises:
             psycopg.OperationalError, Problem: PostgreSQL is away.
         """
-        # Shielded: a caller that gives up must not take the answer from the others.
-        return await within(asyncio.shield(self._shared()))
-
-    def _shared(self) -> asyncio.Task[list[DictRow]]:
-        if self._next is None and self._running is not None and not self._running.done():
-            # That one began before this call, and what was done in between would be missing.
-            self._next = asyncio.create_task(self._after(self._running))
-        if self._next is not None:
-            return self._next
-        self._running = asyncio.create_task(self._look())
-        return self._running
-
-    async def _after(self, running: asyncio.Task[list[DictRow]]) -> list[DictRow]:
-        await asyncio.wait({running})
-        self._running, self._next = self._next, None
-        return await self._look()
+        return await within(self._shared.now())
 
     async def _look(self) -> list[DictRow]:
         began = time.monotonic()

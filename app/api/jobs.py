@@ -141,7 +141,8 @@ def make_router(kinds: Sequence[str], operation_id: Callable[[APIRoute], str]) -
         """Jobs, newest first. A page costs the same wherever it is."""
         if len(request.query_params.multi_items()) > len(request.query_params):
             raise Problem(422, "repeated-parameter", "A parameter is given twice; give each of them once.")
-        return await find_jobs(request.app.state, filters)
+        rows, next_cursor = await find_jobs(request.app.state, filters)
+        return JobPage(jobs=[shown(row) for row in rows], next_cursor=next_cursor)
 
     @router.get("/{job_id:one_job}", response_model=Job, responses=responses(401, 404, 422, 503))
     async def get_job(request: Request, job_id: UUID) -> Response:
@@ -166,19 +167,23 @@ def make_router(kinds: Sequence[str], operation_id: Callable[[APIRoute], str]) -
     return router
 
 
-async def find_jobs(state: Any, filters: JobFilter, ids: tuple[UUID, UUID] | None = None) -> JobPage:
-    """A page of the list; with `ids` only jobs from the first to the last of them."""
-    columns = filters.model_dump(include={"status", "kind", "queue"}, exclude_none=True)
-    params = {**columns, "limit": filters.limit + 1}
+async def find_jobs(
+    state: Any, filters: JobFilter, ids: tuple[UUID, UUID] | None = None, *, columns: str = statements.SHOWN
+) -> tuple[list[DictRow], str | None]:
+    """A page of the list and the cursor of the next; with `ids` only jobs from the first to the last of them."""
+    wanted = filters.model_dump(include={"status", "kind", "queue"}, exclude_none=True)
+    params = {**wanted, "limit": filters.limit + 1}
     if filters.cursor is not None:
         params |= _position(filters.cursor)
     if ids is not None:
         params |= {"low": ids[0], "high": ids[1]}
-    statement = statements.list_jobs(list(columns), after_cursor=filters.cursor is not None, id_range=ids is not None)
+    statement = statements.list_jobs(
+        list(wanted), after_cursor=filters.cursor is not None, id_range=ids is not None, columns=columns
+    )
     # Planned for these values, every time: what a filter looks for may be rare and old, or everywhere.
     rows = await within(state.query(statement, params, prepare=False))
     page, more = rows[: filters.limit], rows[filters.limit :]
-    return JobPage(jobs=[shown(row) for row in page], next_cursor=_cursor(page[-1]) if more else None)
+    return page, _cursor(page[-1]) if more else None
 
 
 def _job(row: DictRow, status: int = 200, headers: dict[str, str] | None = None) -> Response:

@@ -21,7 +21,8 @@ from psycopg.rows import DictRow
 
 from app.api.auth import key_name
 from app.api.errors import Problem, responses
-from app.api.overview import BeatEntry, Broker, Shared, look_at_beat, look_at_redis
+from app.api.overview import BeatEntry, Broker, look_at_beat, look_at_redis
+from app.api.shared import Shared
 from app.api.within import within
 from app.database import CONNECTION_LOST
 from app.jobs import statements, stats

@@ -1,17 +1,17 @@
 """What the first page shows, and much of what `/metrics` says: computed for all who ask at about the same time."""
 
 import asyncio
-import time
 from collections import Counter, defaultdict
 from collections.abc import Awaitable, Callable
 from datetime import datetime
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 from psycopg.rows import DictRow
 from pydantic import BaseModel
 
 from app import workers
+from app.api.shared import Shared
 from app.api.within import within
 from app.jobs import statements, stats
 from app.jobs.messages import REDIS_ERRORS
@@ -19,12 +19,8 @@ from app.queues import ALL_QUEUES, MAINTENANCE
 from app.schedule import SCHEDULE
 from app.settings import Settings
 
-T = TypeVar("T")
 HOUR_MINUTES = 60
 HOUR_SECONDS = 5.0
-# Numbers that tremble would be an event a second.
-STEP_SECONDS = 5
-STEP_BYTES = 2**18
 FAILURES = 10
 
 TICKS = """
@@ -97,23 +93,6 @@ class Overview(BaseModel):
     failures: dict[str, int]
     redis: RedisMemory | None
     jobs_version: str
-
-
-class Shared(Generic[T]):
-    """The answer of `ask`, kept for `seconds`; one question at a time, however many wait for it."""
-
-    def __init__(self, ask: Callable[[], Awaitable[T]], seconds: float) -> None:
-        self._ask, self._seconds = ask, seconds
-        self._task: asyncio.Future[T] | None = None
-        self._began = 0.0
-
-    async def now(self) -> T:
-        stale = time.monotonic() - self._began > self._seconds
-        if self._task is None or (self._task.done() and (stale or self._task.cancelled() or self._task.exception())):
-            self._began = time.monotonic()
-            self._task = asyncio.ensure_future(self._ask())
-        # Shielded: a caller that gives up must not take the answer from the others.
-        return await asyncio.shield(self._task)
 
 
 class Broker(NamedTuple):
@@ -213,10 +192,7 @@ async def overview(state: Any) -> Overview:
         beat=beat,
         kinds=dict(sorted(kinds.items())),
         failures=dict(failures.most_common(FAILURES)),
-        redis=broker
-        and RedisMemory(
-            memory_bytes=broker.memory_bytes // STEP_BYTES * STEP_BYTES, maxmemory_bytes=broker.maxmemory_bytes
-        ),
+        redis=broker and RedisMemory(memory_bytes=broker.memory_bytes, maxmemory_bytes=broker.maxmemory_bytes),
         jobs_version=version["version"] or "",
     )
 
@@ -239,7 +215,7 @@ def _workers(running: list[DictRow], broker: Broker | None) -> list[WorkerOvervi
                 name=name,
                 queues=sign and list(sign.queues),
                 running=row["jobs"] if row else 0,
-                last_seen_seconds=min(ages) // STEP_SECONDS * STEP_SECONDS,
+                last_seen_seconds=min(ages),
             )
         )
     return found

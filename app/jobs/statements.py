@@ -7,9 +7,10 @@ Rules that hold for all of them:
 - Every exit from `running` goes to `cancelled` if a cancel is recorded, in the same statement.
 """
 
-# The columns of a job that the API shows, in its order.
-SHOWN = """id, kind, status, priority, queue, payload, result, error, progress, attempt, max_attempts,
+# The columns of a job that the API shows. A list for people does without payload and result, each up to a megabyte.
+LISTED = """id, kind, status, priority, queue, error, progress, attempt, max_attempts,
     run_at, created_at, started_at, heartbeat_at, finished_at, worker, request_id"""
+SHOWN = f"{LISTED}, payload, result"
 
 # A due row of jobs `d` that no message stands for: its queue's window was full when it came. Exactly as in the index.
 WAITS_OUTSIDE = "d.status = 'queued' AND d.published_at IS NULL AND NOT d.short AND d.run_at <= now()"
@@ -362,10 +363,12 @@ GET = f"SELECT {SHOWN} FROM jobs WHERE id = %(id)s"
 
 # A name for what a job's watchers want to know: the same whoever asks, another one after each change.
 _STATE = "left(md5(concat_ws(' ', status, attempt, started_at, progress)), 16)"
-GET_STATE = f"SELECT {SHOWN}, {_STATE} AS state FROM jobs WHERE id = %(id)s"
-# Of many jobs those whose state is not the one that is known.
+GET_STATE = f"SELECT finished_at, {_STATE} AS state FROM jobs WHERE id = %(id)s"
+# Of many jobs those whose state is not the one that is known. As text: the driver would parse megabytes where the event
+# loop waits.
 CHANGED = f"""
-SELECT {SHOWN}, {_STATE} AS state FROM unnest(%(ids)s::uuid[], %(states)s::text[]) AS seen (job_id, known)
+SELECT {LISTED}, payload::text, result::text, {_STATE} AS state
+FROM unnest(%(ids)s::uuid[], %(states)s::text[]) AS seen (job_id, known)
 JOIN jobs ON jobs.id = job_id WHERE {_STATE} <> known
 """
 
@@ -378,7 +381,7 @@ SELECT attempt, worker, error, started_at, ended_at FROM job_attempts WHERE job_
 """
 
 
-def list_jobs(filters: list[str], *, after_cursor: bool, id_range: bool = False) -> str:
+def list_jobs(filters: list[str], *, after_cursor: bool, id_range: bool = False, columns: str = SHOWN) -> str:
     """Newest first, by keyset: a page costs the same wherever it is. `filters` are names of columns. `id_range`: only
     ids from `low` to `high`."""
     conditions = [f"{column} = %({column})s" for column in filters]
@@ -387,7 +390,7 @@ def list_jobs(filters: list[str], *, after_cursor: bool, id_range: bool = False)
     if after_cursor:
         conditions.append("(created_at, id) < (%(cursor_time)s, %(cursor_id)s)")
     where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-    return f"SELECT {SHOWN} FROM jobs {where} ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
+    return f"SELECT {columns} FROM jobs {where} ORDER BY created_at DESC, id DESC LIMIT %(limit)s"
 
 
 # Of the first page: a name for the state of its list, and who is at work.

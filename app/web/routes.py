@@ -15,8 +15,9 @@ from starlette.routing import Mount
 from app import ticks
 from app.api.auth import visitor
 from app.api.errors import Problem
-from app.api.jobs import JobFilter, JobPage, find_jobs, unknown_job
-from app.api.overview import Overview, Shared, look_at_beat, overview
+from app.api.jobs import JobFilter, find_jobs, unknown_job
+from app.api.overview import Overview, look_at_beat, overview
+from app.api.shared import Shared
 from app.api.within import within
 from app.files import store
 from app.jobs import statements
@@ -43,18 +44,20 @@ async def first_page(request: Request) -> Response:
     context = {
         "overview": now,
         "troubles": troubles(now, has_redis=state.redis is not None),
-        "newest": newest.jobs,
+        "newest": newest,
         "kinds": offered_kinds(state.settings),
     }
     return page(request, "overview.html", context)
 
 
-def first_look(state: Any) -> Shared[tuple[Overview, JobPage]]:
+def first_look(state: Any) -> Shared[tuple[Overview, list[DictRow]]]:
     """For the API's state: what the first page shows. All who watch it ask again at each event, 250 ms after it: they
     share an answer that is younger than that."""
 
-    async def look() -> tuple[Overview, JobPage]:
-        return await asyncio.gather(overview(state), find_jobs(state, JobFilter(limit=10)))
+    async def look() -> tuple[Overview, list[DictRow]]:
+        newest = find_jobs(state, JobFilter(limit=10), columns=statements.LISTED)
+        now, (rows, _) = await asyncio.gather(overview(state), newest)
+        return now, rows
 
     return Shared(look, 0.2)
 
@@ -85,10 +88,11 @@ async def list_page(request: Request) -> Response:
     except (ValidationError, ValueError) as error:
         raise RequestValidationError(error.errors() if isinstance(error, ValidationError) else []) from None
     if search and not digits:
-        jobs, next_cursor = [], None
+        jobs: list[DictRow] = []
+        next_cursor = None
     else:
         ids = (UUID(digits.ljust(32, "0")), UUID(digits.ljust(32, "f"))) if digits else None
-        jobs, next_cursor = (await find_jobs(request.app.state, filters, ids)).model_dump().values()
+        jobs, next_cursor = await find_jobs(request.app.state, filters, ids, columns=statements.LISTED)
     context = {
         "jobs": jobs,
         "next_cursor": next_cursor,

@@ -6,10 +6,12 @@ from typing import Any
 
 import psycopg
 import pytest
+import structlog
 
 from app.api import counts
 from app.api.counts import EXACT_UP_TO, QueueCounts
 from app.api.errors import Problem
+from app.api.shared import Shared
 from app.api.within import within
 
 
@@ -149,5 +151,18 @@ def test_a_backlog_that_cannot_be_counted_is_still_shown() -> None:
         table.queued, table.takes_too_long = EXACT_UP_TO + 5, True
         table.answers.set()
         assert {row["queued"] for row in await QueueCounts(table.query).now()} == {EXACT_UP_TO + 1}
+
+    run(test())
+
+
+def test_what_is_asked_for_all_is_logged_for_nobody() -> None:
+    """`make logs JOB=` would tell another job's story by the request id of whoever came first."""
+
+    async def ask() -> dict[str, Any]:
+        return structlog.contextvars.get_contextvars()
+
+    async def test() -> None:
+        with structlog.contextvars.bound_contextvars(request_id="a"):
+            assert await Shared(ask, 1).now() == {}
 
     run(test())

@@ -46,20 +46,35 @@ async function refresh() {
   showTimes();
 }
 
-let asked = null;
-// At most one at a time, and one more if something happened meanwhile.
-function refreshSoon() {
-  asked ??= (async () => {
-    await new Promise((go) => setTimeout(go, 250)); // see `first_look` in routes.py
-    const now = asked;
-    try {
-      await refresh();
-    } catch {
-      setTimeout(refreshSoon, 2000);
-    } finally {
-      if (asked === now) asked = null;
-    }
-  })();
+let due = Infinity;
+let timer = null;
+let busy = false;
+
+// One at a time, and one more if something happened meanwhile. The 250 ms: see `first_look` in routes.py.
+function refreshIn(wait = 250) {
+  due = Math.min(due, Date.now() + wait);
+  clearTimeout(timer);
+  if (!busy) timer = setTimeout(refreshNow, due - Date.now());
+}
+
+async function refreshNow() {
+  busy = true;
+  due = Infinity;
+  let wait = Infinity;
+  await refresh().catch(() => (wait = 2000));
+  busy = false;
+  if (Math.min(due, wait) < Infinity) refreshIn(wait);
+}
+
+// The schedule goes on every other second, which is no news to anybody else.
+setInterval(() => location.pathname === "/schedule" && live.dataset.state === "live" && refreshIn(), 5000);
+
+let jobs = null;
+// What else is in an overview is worth a look now and then: numbers move on, and many may be watching.
+function jobsChanged(overview) {
+  const before = jobs;
+  jobs = JSON.stringify([overview.jobs_version, overview.queues.map(({ queued, running }) => [queued, running])]);
+  return jobs !== before;
 }
 
 function showProgress(job) {
@@ -101,7 +116,8 @@ function follow(path) {
   stream = listen(path, {
     state: say,
     event(name, data) {
-      if (name !== "job" || !showProgress(data)) refreshSoon();
+      if (name === "overview") refreshIn(jobsChanged(data) ? 250 : 5000);
+      else if (!showProgress(data)) refreshIn();
     },
   });
 }

@@ -19,6 +19,7 @@ export function listen(path, { event, state }) {
   }
 
   function take(block) {
+    state(block === ": stale" ? "lost" : "live"); // the server is there, but is its database?
     let name = "message";
     const data = [];
     for (const line of block.split("\n")) {
@@ -44,7 +45,6 @@ export function listen(path, { event, state }) {
       if (answer.status === 204 || answer.status === 404) return stop();
       wait = 1000 * Number(answer.headers.get("Retry-After") ?? 0);
       if (!answer.ok) throw new Error(answer.status);
-      state("live");
       failures = 0;
       const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
       for (let rest = ""; ; ) {

@@ -1,11 +1,13 @@
 """A job's states as server-sent events, over real connections."""
 
+import asyncio
+import gc
 import json
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from queue import Queue
 from typing import Any
 from uuid import UUID, uuid4
@@ -13,10 +15,12 @@ from uuid import UUID, uuid4
 import httpx
 import psycopg
 import pytest
+import structlog
 from psycopg.rows import DictRow
 
 from app.api import events
-from app.api.events import event
+from app.api.events import Source, Stream, Streams, event
+from app.api.overview import Overview, overview
 from app.queues import ALL_QUEUES
 from tests.integration.api.conftest import created, problem
 from tests.processes import Process
@@ -26,7 +30,7 @@ from tests.waiting import until
 Insert = Callable[..., UUID]
 Db = psycopg.Connection[DictRow]
 CLAIM = """UPDATE jobs SET status = 'running', attempt = attempt + 1, started_at = now(), heartbeat_at = now(),
-    lease_token = gen_random_uuid(), lease_expires_at = '2100-01-01' WHERE id = %s"""
+    worker = 'w@test', lease_token = gen_random_uuid(), lease_expires_at = '2100-01-01' WHERE id = %s"""
 SUCCEED = """UPDATE jobs SET status = 'succeeded', result = '{"slept": 0}', finished_at = now(), lease_expires_at = NULL
     WHERE id = %s"""
 
@@ -37,7 +41,7 @@ def progress(db: Db, job_id: UUID, current: int) -> None:
 
 
 class Listener:
-    """A client that notes what it gets: events as (id, job), comments as (None, None)."""
+    """A client that notes what it gets: events as (id, job), comments as (None, their text or None)."""
 
     def __init__(self, api: httpx.Client, path: str, last_event_id: str | None = None) -> None:
         headers = {"Last-Event-ID": last_event_id} if last_event_id else {}
@@ -59,7 +63,7 @@ class Listener:
                     self._got.put((found["id"], {"event": found["event"], **json.loads(found["data"])}))
                     found = {}
                 else:
-                    self._got.put((None, None))
+                    self._got.put((None, found.get("")))
                     found = {}
         except (httpx.TransportError, httpx.StreamError) as error:
             self.error = error
@@ -123,21 +127,6 @@ def test_progress_comes_twice_a_second_at_most_and_in_order(api: httpx.Client, i
     assert reports > 3 * len(seen), "this machine is too slow to show it"
     assert (seen[-1]["status"], currents[-1]) == ("succeeded", reports)
     assert len(seen) <= 2 * (time.monotonic() - began) + 2
-
-
-def test_progress_right_behind_another_event_waits() -> None:
-    """For the next look, which may come at any moment after the first event; a change of status does not wait."""
-    row: dict[str, Any] = dict.fromkeys(("id", "started_at", "progress")) | {"status": "running", "attempt": 1}
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(events, "_job_event", lambda row: row["state"].encode())
-        stream = events.JobStream(events.JobEvents(events.Streams(1), None), row | {"state": "a"}, None)  # type: ignore[arg-type]
-        stream.show(row | {"state": "b"})
-        assert stream.seen["state"] == "a"
-        stream.at -= events.TICK_SECONDS
-        stream.show(row | {"state": "c"})
-        assert stream.seen["state"] == "c"
-        stream.show(row | {"state": "d", "status": "queued"})
-        assert stream.seen["state"] == "d"
 
 
 @pytest.mark.parametrize("answering", [1, 2])
@@ -254,6 +243,56 @@ def test_many_streams_are_one_query(serve: Any, insert_job: Insert, db: Db) -> N
     assert many < one + 3, (one, many)
 
 
+def test_many_readers_of_a_large_job_share_its_events(
+    serve: Any, insert_job: Insert, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded: list[tuple[UUID, str, threading.Thread]] = []
+    encode = events._job_event
+
+    def noted(row: DictRow) -> bytes:
+        encoded.append((row["id"], row["status"], threading.current_thread()))
+        return encode(row)
+
+    monkeypatch.setattr(events, "_job_event", noted)
+    api = serve()
+    large, small = insert_job("webhook", {"url": "https://a.example", "body": "y" * 900_000}), insert_job()
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(listening(api, job_id)) for job_id in (small, *[large] * 30)]
+        for listener in listeners:
+            listener.next()
+        streams = [found for found in gc.get_objects() if isinstance(found, Stream) and found.topic == large]
+        assert len(streams) == 30
+        until(lambda: not any(stream._newest for stream in streams), "nothing of the job is kept")
+        db.execute("UPDATE jobs SET status = 'cancelled', finished_at = now()")
+        for listener in listeners:
+            assert [job["status"] for job in listener.all()] == ["cancelled"]
+    assert [job_id for job_id, status, _ in encoded if status == "cancelled"] == [small, large]
+    [loop] = {thread for job_id, _, thread in encoded if job_id == small}
+    assert loop not in {thread for job_id, _, thread in encoded if job_id == large}
+
+
+def test_one_odd_row_silences_only_its_own_stream(serve: Any, insert_job: Insert, db: Db) -> None:
+    """Rows may come from another release, or from somebody's hand."""
+    api, odd = serve(), insert_job(payload={})
+    others = [insert_job() for _ in range(8)]
+    with ExitStack() as stack:
+        first = stack.enter_context(listening(api, odd))
+        listeners = [stack.enter_context(listening(api, job_id)) for job_id in others]
+        for listener in (first, *listeners):
+            listener.next()
+        db.execute(CLAIM, [odd])
+        assert first.next()[1]["status"] == "running"
+        with db.transaction():
+            db.execute("""UPDATE jobs SET progress = '{"current": 1}' WHERE id = %s""", [odd])
+            db.execute("UPDATE jobs SET status = 'cancelled', finished_at = now() WHERE id <> %s", [odd])
+        for listener in listeners:
+            assert [job["status"] for job in listener.all()] == ["cancelled"]
+        for page in ("/", "/jobs"):
+            assert api.get(page).status_code == 200
+        progress(db, odd, 2)
+        assert first.next()[1]["progress"]["current"] == 2
+
+
 def test_postgresql_may_go_away_and_come_back(serve: Any, insert_job: Insert, postgres: Postgres, db: Db) -> None:
     job_id = insert_job()
     with listening(serve(), job_id) as listener:
@@ -262,6 +301,33 @@ def test_postgresql_may_go_away_and_come_back(serve: Any, insert_job: Insert, po
         with psycopg.connect(postgres.url, autocommit=True) as connection:
             connection.execute(CLAIM, [job_id])
         assert listener.next(seconds=30)[1]["status"] == "running"
+
+
+def test_a_stream_says_that_postgresql_does_not_answer(serve: Any, insert_job: Insert, postgres: Postgres) -> None:
+    """Once, and once when it does again: what a page shows meanwhile is not live."""
+    with listening(serve(), insert_job()) as listener:
+        assert listener.next_any() == (None, None)
+        listener.next()
+        postgres.freeze()
+        try:
+            assert listener.next_any() == (None, "stale")
+        finally:
+            postgres.thaw()
+        assert listener.next_any() == (None, None)
+
+
+def test_a_stream_ends_before_long_and_goes_on_where_it_was(
+    serve: Any, insert_job: Insert, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that whoever logged out, or whose session is over, is asked again."""
+    monkeypatch.setattr(events, "STREAM_SECONDS", 1.5)
+    api, job_id = serve(), insert_job()
+    with listening(api, job_id) as listener:
+        known, _ = listener.next()
+        assert listener.all() == []
+    with listening(api, job_id, known) as listener:
+        db.execute(CLAIM, [job_id])
+        assert listener.next()[1]["status"] == "running"
 
 
 def test_a_reader_who_takes_nothing_in_is_dropped(
@@ -301,18 +367,112 @@ def test_a_shutdown_does_not_wait_for_streams(
     assert "Traceback" not in process.log
 
 
+def test_a_shutdown_does_not_wait_for_a_stream_that_is_just_being_opened(
+    serve_process: Callable[..., tuple[httpx.Client, Process]], insert_job: Insert, postgres: Postgres, db: Db
+) -> None:
+    api, process = serve_process()
+    job_id = insert_job()
+    opened = Queue[Listener]()
+    with psycopg.connect(postgres.url) as holding:
+        holding.execute("LOCK TABLE jobs IN ACCESS EXCLUSIVE MODE")
+        path = f"/api/jobs/{job_id}/events"
+        threading.Thread(target=lambda: opened.put(Listener(api, path)), daemon=True).start()
+        waits = "SELECT FROM pg_locks WHERE NOT granted AND relation = 'jobs'::regclass"
+        until(lambda: db.execute(waits).fetchall(), "its first question waits")
+        process.terminate()
+        until(lambda: refuses(api), "streams are closed, and then the door")
+    began = time.monotonic()
+    listener = opened.get(timeout=8)
+    assert listener.all() == []
+    listener.response.close()
+    process.wait(8)
+    assert time.monotonic() - began < 8, "it waited for the grace of requests"
+    assert "Traceback" not in process.log
+
+
+def refuses(api: httpx.Client) -> bool:
+    try:
+        socket.create_connection((api.base_url.host, api.base_url.port or 0)).close()
+    except ConnectionRefusedError:
+        return True
+    return False
+
+
+async def silence() -> Any:
+    await asyncio.Event().wait()
+
+
+def test_what_comes_behind_the_end_does_not_keep_a_stream_open() -> None:
+    """The end of a process, say, while a slow reader still has something to take."""
+    sent = []
+
+    async def send(message: Any) -> None:
+        sent.append(message)
+
+    async def test() -> None:
+        source = Ticks(Streams(1))
+        stream = Stream(source)
+        stream.end()
+        stream.put(event("job", "a", "{}"), "a")
+        async with asyncio.timeout(5):
+            await stream({"type": "http", "path": "/"}, silence, send)
+
+    asyncio.run(test())
+    assert b"".join(message.get("body", b"") for message in sent) == event("job", "a", "{}")
+    assert sent[-1]["more_body"] is False
+
+
+class Ticks(Source):
+    """Looks at what the log would say of a tick, once."""
+
+    seconds = 0
+
+    async def tick(self) -> None:
+        self.said = structlog.contextvars.get_contextvars()
+        self.streams.clear()
+
+
+def test_what_is_done_for_all_is_logged_for_nobody() -> None:
+    async def test() -> None:
+        source = Ticks(Streams(1))
+        with structlog.contextvars.bound_contextvars(request_id="of whoever came first"):
+            source.join(Stream(source))
+        await asyncio.wait_for(asyncio.wait({source._running}), 5)  # type: ignore[type-var]
+        assert source.said == {}
+
+    asyncio.run(test())
+
+
 def test_an_event_is_what_browsers_read() -> None:
     assert event("job", "abc", "{}") == b"event: job\nid: abc\ndata: {}\n\n"
 
 
-def test_the_first_pages_numbers(api: httpx.Client, db: Db) -> None:
+def test_the_first_pages_numbers_come_when_something_happens(
+    serve: Any, db: Db, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[Overview] = []
+
+    async def counted(state: Any) -> Any:
+        looks.append(await overview(state))
+        return looks[-1]
+
+    monkeypatch.setattr(events, "overview", counted)
+    monkeypatch.setattr(events, "AGES_SECONDS", 1e9)
+    monkeypatch.setattr(events.OverviewEvents, "seconds", 0.05)
+    api = serve()
+    # Beat sends some entries every other second; that is no news. (One that would not be late before long.)
+    sent = "INSERT INTO schedule_ticks (entry, due_at, sent_at) VALUES ('database_maintenance', now(), now())"
+    db.execute(sent)
     listener = Listener(api, "/events")
     with closing(listener.response):
-        first_id, first = listener.next()
+        _, first = listener.next()
         assert first["event"] == "overview"
         assert [queue["name"] for queue in first["queues"]] == list(ALL_QUEUES)
-        job = created(api.post("/api/jobs", json={"kind": "sleep", "payload": {"seconds": 0}}))
-        while listener.next()[1]["jobs_version"] == first["jobs_version"]:
-            pass
-        assert job["status"] == "queued"
-        assert first_id
+        for _ in range(3):
+            db.execute(sent)
+            seen = len(looks)
+            until(lambda seen=seen: len(looks) > seen + 1, "that was looked at")  # type: ignore[misc]
+        assert len({entry.last_sent_at for look in looks for entry in look.beat}) > 3
+        created(api.post("/api/jobs", json={"kind": "sleep", "payload": {"seconds": 0}}))
+        _, second = listener.next()
+        assert second["jobs_version"] != first["jobs_version"]
