@@ -80,7 +80,7 @@ async def list_page(request: Request) -> Response:
     given = {name: value for name, value in request.query_params.items() if value}
     search = given.pop("q", "").strip()
     found = ID_PREFIX.match(search)
-    digits = found[1].replace("-", "") if found else ""
+    digits = found[1].replace("-", "")[:32] if found else ""
     if len(digits) == 32:
         return RedirectResponse(f"/jobs/{UUID(digits)}", 303)
     try:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any, Literal
 from uuid import UUID
 
@@ -16,6 +17,8 @@ OVER = ("succeeded", "failed", "cancelled")
 # A browser decodes these and nothing else of what strangers upload.
 PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
 LARGEST_PICTURE = 5_000_000  # bytes; larger ones are there to be downloaded
+# Of a table.
+MOST_ROWS, MOST_COLUMNS = 200, 12
 
 
 @dataclass(frozen=True)
@@ -103,9 +106,14 @@ class Value:
     headings: tuple[str, ...] = ()
 
     @property
+    def rows(self) -> list[list[Any]]:
+        """What is shown of a table. A payload may hold a hundred thousand, and nobody else is served meanwhile."""
+        return self.value[:MOST_ROWS] if self.shape == "table" else []
+
+    @cached_property
     def most(self) -> float:
         """The largest number of a table of names and amounts, which is drawn as bars; else 0."""
-        rows = self.value if self.shape == "table" else []
+        rows = self.rows
         fits = all(
             len(row) == 2 and isinstance(row[0], str) and isinstance(row[1], int | float) and row[1] >= 0
             for row in rows
@@ -163,8 +171,11 @@ def _value(name: str, value: Any, schema: dict[str, Any], files: dict[UUID, Dict
             return Value(*about, "number", value)
         case str():
             return Value(*about, "text" if len(value) > 80 or "\n" in value else "line", value)
-        case [[_, *_], *_] if all(isinstance(row, list) and len(row) == len(value[0]) for row in value) and not any(
-            isinstance(cell, list | dict) for row in value for cell in row
+        case [[_, *_], *_] if len(value[0]) <= MOST_COLUMNS and all(
+            isinstance(row, list)
+            and len(row) == len(value[0])
+            and not any(isinstance(cell, list | dict) for cell in row)
+            for row in value[:MOST_ROWS]
         ):
             columns = schema.get("items", {}).get("description", "").strip("[]").split(", ")
             return Value(*about, "table", value, headings=tuple(columns) if len(columns) == len(value[0]) else ())

@@ -76,6 +76,17 @@ def test_strangers_values_are_escaped_everywhere(
         assert "49" not in text or "{{ 7*7 }}" in text, path
 
 
+def test_a_search_for_what_is_longer_than_an_id(api: httpx.Client) -> None:
+    assert api.get(f"/jobs?q={'0123456789abcdef' * 4}", headers=BROWSER, follow_redirects=True).status_code == 404
+
+
+def test_of_a_large_table_only_what_is_shown_is_looked_at(api: httpx.Client, insert_job: Insert) -> None:
+    rows = [["a", 1]] * 100_000
+    text = api.get(f"/jobs/{insert_job('webhook', {'body': rows})}", headers=BROWSER, timeout=20).text
+    assert text.count("<tr>") == 200
+    assert "The first 200 of 100" in text
+
+
 def test_a_person_gets_a_page_and_a_program_gets_json(api: httpx.Client) -> None:
     page = api.get(f"/jobs/{uuid4()}", headers=BROWSER)
     assert page.status_code == 404
