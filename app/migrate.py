@@ -73,11 +73,12 @@ def present(settings: Settings) -> str:
 def wait(settings: Settings, process: str) -> None:
     """Returns once the database has what this code needs: in a deploy, `process` may start before its migration ran.
 
-    Until then it gives signs of life, so that nobody starts it again and again, and ends at once when it is told to.
+    While the database answers it gives signs of life, so that nobody starts it again and again; where it does not, a
+    roll must not take this process for a healthy one. It ends at once when it is told to.
     """
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: os._exit(0))
-    said: str | None = None
+    said = set[str]()
     while True:
         try:
             revision, away = present(settings), None
@@ -85,12 +86,13 @@ def wait(settings: Settings, process: str) -> None:
             revision, away = "", " ".join(str(error).split())
         if revision >= SCHEMA_REVISION:
             break
-        alive.touch(process)
-        if said is None:
-            logs.configure()
-        # Once, and once more when it is something else.
-        if said != (now := "away" if away else "old"):
-            said, reason = now, away or "run python -m app.migrate"
+        if not away:
+            alive.touch(process)
+        # Each once: behind a name that was not in DNS yet there may be a wrong password.
+        if (reason := away or "run python -m app.migrate") not in said:
+            if not said:
+                logs.configure()
+            said.add(reason)
             logs.get(__name__).warning("waiting_for_schema", present=revision, needed=SCHEMA_REVISION, reason=reason)
         time.sleep(LOOK_SECONDS)
     if said:

@@ -70,8 +70,10 @@ def test_older_code_leaves_a_newer_schema_alone(postgres: Postgres, environment:
     assert "is at 9999, which is newer than this code's" in run(url, "app.migrate")
 
 
-def test_code_waits_for_the_newest_migration() -> None:
-    assert ScriptDirectory.from_config(Config(migrate.INI)).get_current_head() == SCHEMA_REVISION
+def test_migrations_are_one_chain_without_gaps() -> None:
+    """Code and databases compare numbers: one that came in beside or before others would never be applied."""
+    newest_first = [script.revision for script in ScriptDirectory.from_config(Config(migrate.INI)).walk_revisions()]
+    assert newest_first == [f"{number:04}" for number in range(int(SCHEMA_REVISION), 0, -1)]
 
 
 def test_where_nothing_is_missing_nothing_is_loaded(environment: object) -> None:
@@ -144,8 +146,11 @@ def test_an_index_waits_for_others_and_nobody_for_it(postgres: Postgres, environ
         until(lambda: user.execute(waiting).fetchall(), "the index waits for the end of the reader's transaction")
         user.execute("SET lock_timeout = '100ms'")
         user.execute("UPDATE jobs SET progress = NULL")
+        second = begin(url, "-m", "app.migrate")
+        assert "Another migration is at work" in (second.stdout.readline() if second.stdout else "")
         reader.commit()
         said = migration.communicate(timeout=60)[0]
+        second.communicate(timeout=60)
     assert migration.returncode == 0
     assert "A table is in use" not in said
 
@@ -165,6 +170,31 @@ def test_a_process_that_waits_for_its_migration_ends_when_told_to(postgres: Post
     until(lambda: "waiting_for_schema" in process.log, "it says that it waits")
     process.terminate()
     assert process.wait(2) == 0
+
+
+def test_each_reason_to_wait_is_said_and_only_a_migration_counts_as_health(
+    postgres: Postgres, redis: Redis, tmp_path: Path
+) -> None:
+    name = f"absent_{uuid4().hex}"
+    server = postgres.url.partition("@")[2].partition("/")[0]
+    url = f"postgresql://{name}:secret@{server}/{name}"
+    process = Process([sys.executable, "-m", "beat"], tmp_path, DATABASE_URL=url)
+
+    def said(times: int) -> None:
+        until(lambda: process.log.count("waiting_for_schema") == times, f"it says {times} reasons")
+
+    try:
+        said(1)  # there is no such user
+        with psycopg.connect(postgres.url, autocommit=True) as db:
+            db.execute(f"CREATE ROLE {name} LOGIN PASSWORD 'secret'")
+        said(2)  # and no such database
+        assert not list(tmp_path.glob("*.alive"))
+        postgres.another_database(name)
+        said(3)
+        assert "run python -m app.migrate" in process.log
+        until(lambda: list(tmp_path.glob("*.alive")), "a sign of life")
+    finally:
+        process.kill()
 
 
 def test_processes_wait_for_their_migration_and_go_on(postgres: Postgres, begun: Start) -> None:
