@@ -18,8 +18,8 @@ import pytest
 from tests import servers
 from tests.integration.test_s3 import send
 from tests.processes import ROOT
+from tests.railway import config
 from tests.servers import S3, Postgres, Redis, free_port
-from tests.unit import test_railway as config
 from tests.waiting import until
 
 RAILWAYS_OWN = {

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.e2e.conftest import engine
+from tests.railway import config
 from tests.railway.rehearsal import IMAGES, Rehearsal, build, docker
-from tests.unit import test_railway as config
 
 __all__ = ["engine"]
 
@@ -29,11 +29,6 @@ SEEN = pytest.StashKey[Seen]()
 
 def pytest_configure(config: pytest.Config) -> None:
     config.stash[SEEN] = Seen()
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        item.add_marker(pytest.mark.timeout(900))
 
 
 @pytest.fixture(scope="session")

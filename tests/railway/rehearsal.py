@@ -14,7 +14,7 @@ import httpx
 
 from tests.e2e.stack import ROOT, Api
 from tests.integration.test_railway import RAILWAYS_OWN
-from tests.unit import test_railway as config
+from tests.railway import config
 from tests.waiting import until
 
 BASE = "python:3.13-slim"

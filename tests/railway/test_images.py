@@ -7,6 +7,8 @@ import pytest
 from tests.railway.conftest import Seen
 from tests.railway.rehearsal import IMAGES, Rehearsal, docker, megabytes_over_base, revision
 
+pytestmark = pytest.mark.timeout(900)
+
 # Railway stores and moves each image at each deploy.
 AIMS = {"api": 120, "worker": 180}
 

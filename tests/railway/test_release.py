@@ -13,10 +13,12 @@ import httpx
 import pytest
 
 from tests.e2e.stack import ROOT
+from tests.railway import config
 from tests.railway.conftest import Seen
 from tests.railway.rehearsal import Client, Rehearsal, docker
-from tests.unit import test_railway as config
 from tests.waiting import until
+
+pytestmark = pytest.mark.timeout(900)
 
 WORKERS = ("worker", "worker-maintenance")
 # A release deploys all at once; only the API waits for the migration.

@@ -1,9 +1,7 @@
 """What Railway reads: the graph of .railway/railway.py and the .toml files, side by side with compose and settings."""
 
-import importlib.util
 import json
 import re
-import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +15,9 @@ from app.api.__main__ import GRACE_SECONDS
 from app.api.app import create_app
 from app.queues import ALL_QUEUES
 from app.settings import QUEUES_FOR_JOBS, Settings, SettingsError, get_settings
+from tests.processes import ROOT
+from tests.railway.config import OURS, environment, evaluate, written
 
-ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 SCHEMA = json.loads(Path(__file__).with_name("railway.schema.json").read_text())
 # What Railway documents of them; a reference to anything else stays empty, and nobody says so.
@@ -27,61 +26,15 @@ OUTPUTS = {
     "Redis": {"REDIS_URL"},
     "files": {"BUCKET", "ENDPOINT", "REGION", "ACCESS_KEY_ID", "SECRET_ACCESS_KEY"},
 }
-# What Railway would make up.
-SECRET = "kq7Jx2Vd9TzR4mWn8LbYc3HsFg6PeUa1XoBi5CtDyEjZvNrM"
-VALUES = {
-    "${{Postgres.DATABASE_URL}}": f"postgresql://postgres:{SECRET}@postgres.railway.internal:5432/railway",
-    "${{Redis.REDIS_URL}}": f"redis://default:{SECRET}@redis.railway.internal:6379",
-    "${{files.BUCKET}}": "files-jdhhd8oe18xi",
-    "${{files.ENDPOINT}}": "https://storage.railway.app",
-    "${{files.REGION}}": "auto",
-    "${{files.ACCESS_KEY_ID}}": "key",
-    "${{files.SECRET_ACCESS_KEY}}": SECRET,
-}
-OURS = ("api", "worker", "worker-maintenance", "beat", "flower")
 # Read by an image's CMD or by Railway, and not by app/settings.py.
 OTHERS = {"FLOWER_BASIC_AUTH", "RAILWAY_DOCKERFILE_PATH", "RAILWAY_DEPLOYMENT_DRAINING_SECONDS"}
 # Parts of another variable of the same service.
 SECRETS = {"API_KEY", "FLOWER_PASSWORD"}
 
 
-def evaluate(monkeypatch: pytest.MonkeyPatch, **environment: str) -> dict[str, dict[str, Any]]:
-    """The resources by their names, as the CLI gets them: it calls `main` without a context."""
-    for name in ("NEW_SECRETS", "GITHUB_REPOSITORY"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in {"GITHUB_REPOSITORY": "team/jobs", **environment}.items():
-        monkeypatch.setenv(name, value)
-    # No __pycache__ beside what the CLI looks for.
-    monkeypatch.setattr(sys, "dont_write_bytecode", True)
-    spec = importlib.util.spec_from_file_location("railway_config", ROOT / ".railway/railway.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    graph: dict[str, Any] = json.loads(json.dumps(module.main().to_graph()))
-    return {resource["name"]: resource for resource in graph["resources"]}
-
-
 @pytest.fixture
 def graph(monkeypatch: pytest.MonkeyPatch) -> dict[str, dict[str, Any]]:
     return evaluate(monkeypatch)
-
-
-def written(value: dict[str, Any]) -> str:
-    """A variable as the CLI hands it to Railway."""
-    if value["type"] == "reference":
-        return f"${{{{{value['resource'].partition('.')[2]}.{value['output']}}}}}"
-    return SECRET if value["type"] == "preserve" else str(value["value"])
-
-
-def environment(resource: dict[str, Any]) -> dict[str, str]:
-    """A service's variables as its process sees them."""
-    variables = {name: written(value) for name, value in resource["variables"].items()}
-    known = VALUES | {f"${{{{{name}}}}}": value for name, value in variables.items()}
-    return {
-        name: re.sub(r"\$\{\{.*?\}\}", lambda reference: known[reference[0]], value)
-        for name, value in variables.items()
-    }
 
 
 def test_the_services_are_those_of_compose(graph: dict[str, dict[str, Any]]) -> None:
