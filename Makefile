@@ -59,6 +59,7 @@ production: ## build and start it with TLS in front and two API replicas: DOMAIN
 	@grep -q '^COMPOSE_FILE=.*docker-compose.prod.yml' .env && grep -qx "DOMAIN=$${DOMAIN:-..*}" .env || \
 	  { echo 'COMPOSE_FILE or DOMAIN in .env says something else: write there what you want.'; exit 1; }
 	@docker compose up --build --detach --wait --wait-timeout 240 caddy worker worker-maintenance beat flower
+	@sed -n 's|^DOMAIN=|It runs: https://|p' .env
 
 .PHONY: roll
 roll: ## replace every service by this checkout's, without a failed request or a lost job (ARGS="api worker" for some)
