@@ -13,7 +13,7 @@ from fastapi.routing import APIRoute
 from app import logs
 from app.api import auth, docs, errors, events, files, jobs, login, metrics, operations
 from app.api.counts import QueueCounts
-from app.api.middleware import RequestMiddleware
+from app.api.middleware import LOGIN, RequestMiddleware
 from app.api.overview import last_hour
 from app.api.within import within
 from app.database import Params, open_pool
@@ -129,6 +129,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
     def limit(path: str) -> int:
         if path == "/api/files":
             return settings.max_upload_bytes + ENVELOPE_BYTES
+        if path == LOGIN:
+            return login.FORM_BYTES
         return settings.max_payload_bytes * (BATCH_BYTES_FACTOR if path == "/api/jobs/batch" else 1) + ENVELOPE_BYTES
 
     app.add_middleware(RequestMiddleware, limit=limit, settings=settings)

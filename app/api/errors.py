@@ -34,6 +34,7 @@ TITLES = {
     403: "The request comes from where it should not",
     404: "There is no such thing",
     405: "The method does not fit the path",
+    408: "The request took too long",
     409: "The job's status does not allow it",
     413: "The request is too large",
     415: "The content type does not fit",

@@ -1,7 +1,7 @@
 """The pages' login: a key of API_KEYS, once, for a cookie of 12 hours that no script and no other site can use.
 
-There is no lock-out: what keeps keys from being guessed is their length (see `app/settings.py`), and the API itself
-answers faster than this page.
+There is no lock-out and no pause after a wrong key: what keeps keys from being guessed is their length (see
+`app/settings.py`), the API itself answers faster than this page, and who waits holds a place.
 """
 
 import asyncio
@@ -19,7 +19,9 @@ from app.web.templating import page
 
 router = APIRouter(include_in_schema=False)
 
-FAILED_SECONDS = 1.0
+# A browser sends the form in one piece.
+FORM_BYTES = 4096
+FORM_SECONDS = 5.0
 # Of this site only. Browsers read a backslash as a slash, and skip tabs and line ends.
 OWN_PATH = re.compile(r"/(?![/\\])[!-\[\]-~]*")
 END = """
@@ -62,14 +64,18 @@ async def login(request: Request) -> Response:
     """Trades the form's `key` for a session."""
     settings: Settings = request.app.state.settings
     try:
-        form = dict(parse_qsl((await request.body()).decode(errors="replace"), max_num_fields=5))
+        async with asyncio.timeout(FORM_SECONDS):
+            body = await request.body()
+        form = dict(parse_qsl(body.decode(errors="replace"), max_num_fields=5))
+    except TimeoutError:
+        # Closed, since the rest may still come.
+        raise Problem(408, "too-slow", "The form did not come in time.", headers={"Connection": "close"}) from None
     except ValueError:
         raise Problem(422, "malformed-form", "Send the form fields key and next.") from None
     key, following = form.get("key", "").strip(), _own(form.get("next", "/"))
     name = auth.name_of_key(key, settings)
     if name is None:
         auth.audit(request, "login_failed")
-        await asyncio.sleep(FAILED_SECONDS)
         return _page(request, following, 401, "This key is not known here.")
     auth.audit(request, "login", key=name)
     answer = RedirectResponse(following, 303)

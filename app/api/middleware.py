@@ -2,10 +2,12 @@
 careful, one log line, its numbers. Plain ASGI, for speed."""
 
 import ipaddress
+import math
 import re
 import time
 from collections.abc import Callable
 from functools import cache
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import structlog
@@ -23,6 +25,11 @@ log = logs.get("api")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 QUIET_PATHS = ("/health", "/metrics")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
+# Health checks are asked when it matters; streams of events have a limit of their own.
+UNCOUNTED = re.compile(r"/health(/live|/ready)?|(/api/jobs/[^/]+)?/events")
+# The only body that is read of somebody unknown. He can keep others from logging in, and from nothing else.
+LOGIN = "/login"
+MOST_LOGINS = 20
 # Bodies are read whole, but for uploads. While others hold so many bytes, no further one is begun.
 HELD_BYTES = 64 * 1024**2
 
@@ -62,8 +69,15 @@ def _from_another_site(headers: dict[bytes, bytes]) -> bool:
     if site := headers.get(b"sec-fetch-site"):
         return site not in (b"same-origin", b"none")
     # Browsers send the one above to https and localhost only.
-    origin = headers.get(b"origin")
-    return origin is not None and origin.rpartition(b"//")[2] != headers.get(b"host")
+    if (origin := headers.get(b"origin")) is None:
+        return False
+    try:
+        asking = urlsplit(origin.decode("latin-1"))
+    except ValueError:
+        return True
+    port = {"http": ":80", "https": ":443"}.get(asking.scheme, "")
+    host = headers.get(b"host", b"").decode("latin-1")
+    return not asking.netloc or asking.netloc.removesuffix(port).lower() != host.removesuffix(port).lower()
 
 
 class RequestMiddleware:
@@ -73,12 +87,12 @@ class RequestMiddleware:
         self.app = app
         self.limit = limit
         self.settings = settings
-        self.running = 0
+        # Places taken and places there are, by sort of request.
+        self.running = {"request": 0, "login": 0, "uncounted": 0}
+        self.most = {"request": settings.max_requests, "login": MOST_LOGINS, "uncounted": math.inf}
         self.held = 0
 
-    def _refusal(
-        self, scope: Scope, headers: dict[bytes, bytes], limit: int, *, counted: bool
-    ) -> errors.Problem | None:
+    def _refusal(self, scope: Scope, headers: dict[bytes, bytes], limit: int, sort: str) -> errors.Problem | None:
         """What is wrong with a request before anything of it is read."""
         if scope["method"] not in SAFE_METHODS and _from_another_site(headers):
             return errors.Problem(403, "cross-site", "A page of another site asks for this; nothing was done.")
@@ -89,7 +103,7 @@ class RequestMiddleware:
         if int(headers.get(b"content-length", b"0")) > limit:
             # The server reads what still comes and forgets it, so that the client sees this answer.
             return errors.too_large("The body", limit)
-        if counted and (self.running > self.settings.max_requests or self.held > HELD_BYTES):
+        if self.running[sort] > self.most[sort] or (sort == "request" and self.held > HELD_BYTES):
             return errors.busy()
         return None
 
@@ -115,8 +129,7 @@ class RequestMiddleware:
         scope["request_id"] = request_id
         path = scope["path"]
         limit, streamed = self.limit(path), path == "/api/files"
-        # Health checks are asked when it matters; streams of events have a limit of their own.
-        counted = not path.startswith("/health") and not path.endswith("/events")
+        sort = "login" if path == LOGIN else "uncounted" if UNCOUNTED.fullmatch(path) else "request"
         began, status, received = time.monotonic(), 0, 0
 
         async def limited_receive() -> Message:
@@ -144,9 +157,9 @@ class RequestMiddleware:
 
         # For all log lines of this request. The server gave it a task of its own, with which this ends.
         structlog.contextvars.bind_contextvars(request_id=request_id)
-        self.running += counted
+        self.running[sort] += 1
         try:
-            if refusal := self._refusal(scope, headers, limit, counted=counted):
+            if refusal := self._refusal(scope, headers, limit, sort):
                 await answer(refusal)
             else:
                 await self.app(scope, limited_receive, noted_send)
@@ -156,7 +169,7 @@ class RequestMiddleware:
                 raise  # in the middle of an answer: the client must see it break off
             await answer(errors.mistake())
         finally:
-            self.running -= counted
+            self.running[sort] -= 1
             self.held -= 0 if streamed else received
             self._note(scope, status, time.monotonic() - began)
 

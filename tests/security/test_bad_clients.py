@@ -9,7 +9,7 @@ import httpx
 import psutil
 import pytest
 
-from app.api import middleware, protocol
+from app.api import login, middleware, protocol
 from tests.integration.api.conftest import NOOP, created, problem
 from tests.processes import Process
 from tests.waiting import until
@@ -17,6 +17,7 @@ from tests.waiting import until
 Serve = Callable[..., httpx.Client]
 HEAD = b"GET /health/live HTTP/1.1\r\nHost: localhost\r\n"
 JSON_HEAD = b"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+LOGIN_HEAD = b"POST /login HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = JSON_HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 
 
@@ -186,3 +187,22 @@ def test_more_than_it_can_take_is_said_at_once(
     for holder in holders:
         holder.close()
     until(lambda: api.post("/api/jobs", json=NOOP).status_code == 202, "there is room again")
+
+
+def test_half_sent_logins_take_no_place_from_a_caller_with_a_key(
+    serve: Serve, connect: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = "key-of-anna-1234"
+    api = serve(max_requests=1, app_env="production", api_keys=[("anna", key)])
+    begun = [connect(api) for _ in range(middleware.MOST_LOGINS)]
+    for connection in begun:
+        connection.sendall(LOGIN_HEAD + b"Content-Length: 100\r\n\r\nk")
+    until(lambda: api.post("/login", data={"key": key}).status_code == 503, "no more logins are taken")
+    assert api.get("/api/kinds", headers={"Authorization": f"Bearer {key}"}).status_code == 200
+    monkeypatch.setattr(login, "FORM_SECONDS", 0.1)
+    for connection in begun[1:]:
+        connection.close()
+    until(lambda: api.post("/login", data={"key": key}).status_code == 303, "there is room again")
+    slow = connect(api)
+    slow.sendall(LOGIN_HEAD + b"Content-Length: 100\r\n\r\nk")
+    assert b" 408 " in answer(slow)
