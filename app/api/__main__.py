@@ -17,20 +17,13 @@ from app.settings import get_settings
 
 # For requests in progress, after SIGTERM.
 GRACE_SECONDS = 10
-# So long does the kernel keep what a client does not take in.
-UNREAD_MILLISECONDS = 60_000
+# nginx and load balancers keep idle connections for 60 s. Who is first to close one may do so just when a request is on
+# its way: that must be them.
+KEEP_ALIVE_SECONDS = 75
 
 
 class Server(uvicorn.Server):
     """uvicorn, for an application with streams that last for hours."""
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets=sockets)
-        # A reader who stopped keeps his connection for ever: it looks alive. Accepted ones inherit the option.
-        if hasattr(socket, "TCP_USER_TIMEOUT"):  # Linux
-            for server in self.servers:
-                for listener in server.sockets:
-                    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, UNREAD_MILLISECONDS)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         # Before it waits for answers that are under way.
@@ -56,7 +49,7 @@ def serve(create: Callable[[], FastAPI]) -> None:
         forwarded_allow_ips=settings.forwarded_allow_ips,
         server_header=False,
         timeout_graceful_shutdown=GRACE_SECONDS,
-        timeout_keep_alive=30,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     # When all is answered uvicorn sends itself the signal that it got, and would end by it: as if it had been killed.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

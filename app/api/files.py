@@ -12,6 +12,7 @@ from uuid_utils.compat import uuid7
 
 from app.api.auth import key_name
 from app.api.errors import Problem, responses
+from app.api.protocol import allow_pauses
 from app.api.uploads import Upload
 from app.api.within import within
 from app.files import store
@@ -101,6 +102,7 @@ async def get_file(request: Request, file_id: UUID) -> File:
 async def get_file_content(request: Request, file_id: UUID) -> StreamingResponse:
     """The bytes."""
     file = await _find(request, file_id)
+    allow_pauses(request.scope)
     try:
         pieces = await within(request.app.state.files.read(file_id), part="The storage of files")
     except FileNotFoundError:

@@ -3,9 +3,11 @@
 uvicorn itself has no limit for a request's head, neither in bytes nor in seconds, nor for connections that say nothing.
 """
 
+import socket
 from asyncio import TimerHandle, Transport
 from typing import Any, ClassVar
 
+from starlette.types import Scope
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 # Of a request's head; also what may come in without becoming a piece of a body: endless trailers, chunk extensions.
@@ -17,6 +19,10 @@ BODY_BYTES = 20_000
 # Connections without a request in progress. Beyond it the one that has waited longest goes: newcomers are not kept out
 # by ten thousand who say nothing.
 MOST_IDLE = 1000
+# So long does the kernel keep what a client does not take in: a reader who stopped looks alive for ever.
+UNREAD_SECONDS = 60
+PAUSED_SECONDS = 900
+CONNECTION = "jobstack.connection"
 
 _TOO_LARGE = (
     b'{"type":"urn:jobstack:problem:head-too-large","title":"The request\'s head is too large","status":431,'
@@ -28,6 +34,13 @@ _ANSWER = (
 )
 
 
+def allow_pauses(scope: Scope) -> None:
+    """The client may stop reading this answer for `PAUSED_SECONDS`: only for one whose key is known, since an answer
+    under way holds a place."""
+    if connection := scope.get("extensions", {}).get(CONNECTION):  # not under another server
+        connection.keep_unread(PAUSED_SECONDS)
+
+
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
@@ -36,11 +49,13 @@ class Protocol(HttpToolsProtocol):
     _timer: TimerHandle | None = None
     # Since something came of what was read.
     _unread = 0
+    _kept = 0.0
     _body = 0
     _begun = _receiving = _too_large = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.keep_unread(UNREAD_SECONDS)
         self._wait()
         self._set_timer(HEAD_SECONDS, self._give_up)
 
@@ -64,9 +79,13 @@ class Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._begun = True
         super().on_message_begin()
+        self.scope["extensions"] = {CONNECTION: self}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
         self._begun = False
+        # Not at the end of the answer before, of which the kernel may still have much to send.
+        if self._kept != UNREAD_SECONDS:
+            self.keep_unread(UNREAD_SECONDS)
         self._unread = self._body = 0
         self._idle.pop(self, None)
         self._cancel_timer()
@@ -86,6 +105,12 @@ class Protocol(HttpToolsProtocol):
         self._unread = 0
         self._cancel_timer()
         super().on_message_complete()
+
+    def keep_unread(self, seconds: float) -> None:
+        self._kept = seconds
+        if hasattr(socket, "TCP_USER_TIMEOUT") and not self.transport.is_closing():  # Linux
+            connection = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(seconds * 1000))
 
     def on_response_complete(self) -> None:
         super().on_response_complete()

@@ -1,5 +1,6 @@
 """Clients who send without end, or hardly at all: each is refused, costs little, and keeps nobody out."""
 
+import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
@@ -8,7 +9,9 @@ from typing import Any
 import httpx
 import psutil
 import pytest
+from fastapi import FastAPI
 
+from app.api import __main__ as api_main
 from app.api import login, middleware, protocol
 from tests.integration.api.conftest import NOOP, created, problem
 from tests.processes import Process
@@ -52,6 +55,15 @@ def is_alive(connection: socket.socket) -> bool:
         return False
     finally:
         connection.setblocking(True)
+
+
+def takes(connection: socket.socket) -> bool:
+    """Whether the server still keeps it; the kernel drops one that is not read without a word."""
+    try:
+        connection.sendall(b"\r")
+    except ConnectionError:
+        return False
+    return True
 
 
 ENDLESS = {
@@ -206,3 +218,30 @@ def test_half_sent_logins_take_no_place_from_a_caller_with_a_key(
     slow = connect(api)
     slow.sendall(LOGIN_HEAD + b"Content-Length: 100\r\n\r\nk")
     assert b" 408 " in answer(slow)
+
+
+def test_only_a_callers_download_may_pause(
+    serve: Serve, connect: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "UNREAD_SECONDS", 0.5)
+    key, data = {"Authorization": "Bearer key-of-anna-1234"}, b"a" * 20_000_000
+    api = serve(app_env="production", api_keys=[("anna", "key-of-anna-1234")])
+    file = api.post("/api/files", files={"file": ("a", data)}, headers=key).json()
+    with api.stream("GET", f"/api/files/{file['id']}/content", headers=key) as download:
+        pieces = download.iter_raw(1000)
+        assert next(pieces)
+        # Began later, and is given up.
+        stranger = connect(api)
+        stranger.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stranger.sendall(b"".join(b"GET /openapi.json HTTP/1.1\r\nHost: localhost\r\n\r\n" for _ in range(200)))
+        until(lambda: not takes(stranger), "who reads nothing is given up")
+        assert sum(map(len, pieces)) == len(data) - 1000
+
+
+def test_idle_connections_outlive_those_of_proxies(monkeypatch: pytest.MonkeyPatch, environment: object) -> None:
+    """Who closes first may do so while a request is on its way; nginx and load balancers do after 60 s."""
+    kept = []
+    monkeypatch.setattr(api_main.Server, "run", lambda server: kept.append(server.config.timeout_keep_alive))
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    api_main.serve(FastAPI)
+    assert kept[0] > 60
