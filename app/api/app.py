@@ -65,6 +65,7 @@ def create_app(settings: Settings | None = None) -> FastAPI:
                 return await (await connection.execute(statement, params, prepare=prepare)).fetchall()
 
         state.query = query
+        state.readiness = operations.readiness(state)
         state.counts = QueueCounts(query)
         state.last_hour = last_hour(query)
         state.first_look = web.first_look(state)

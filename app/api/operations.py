@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from app.api.auth import key_name
 from app.api.errors import Problem, responses
+from app.api.shared import Shared
 from app.api.within import within
 from app.database import CONNECTION_LOST, SCHEMA_REVISION
 from app.jobs.kinds import offered_kinds
@@ -18,6 +19,8 @@ from app.settings import Settings
 
 router = APIRouter()
 HEALTH_SECONDS = 2.0
+# Anybody may ask, as often as he likes.
+LOOK_SECONDS = 1.0
 
 
 class KindInfo(BaseModel):
@@ -118,7 +121,17 @@ async def live() -> dict[str, Literal["ok"]]:
 @router.get("/health", include_in_schema=False)
 async def ready(request: Request, response: Response) -> Readiness:
     """Whether requests can be served: PostgreSQL answers and is migrated. Without Redis, jobs are accepted as well."""
-    state = request.app.state
+    found: Readiness = await request.app.state.readiness.now()
+    response.status_code = 503 if found.status == "unavailable" else 200
+    return found
+
+
+def readiness(state: Any) -> Shared[Readiness]:
+    """For the API's state: one look a second, however many ask."""
+    return Shared(lambda: _look(state), LOOK_SECONDS)
+
+
+async def _look(state: Any) -> Readiness:
     checks = dict(await asyncio.gather(_check_postgres(state), _check_redis(state), _check_storage(state)))
     postgres = checks.pop("postgres")
     revision = postgres if isinstance(postgres, str) else None
@@ -129,7 +142,6 @@ async def ready(request: Request, response: Response) -> Readiness:
     }
     essential = result["postgres"] == result["migrations"] == "ok"
     status: State = "unavailable" if not essential else "ok" if set(result.values()) == {"ok"} else "degraded"
-    response.status_code = 200 if essential else 503
     return Readiness(status=status, checks=result)
 
 

@@ -2,9 +2,11 @@
 
 import re
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 from uuid import UUID, uuid4
 
 import httpx
@@ -13,7 +15,7 @@ import pytest
 from psycopg.rows import DictRow
 from pydantic import SecretStr
 
-from app.api import counts
+from app.api import counts, middleware, operations
 from app.jobs.kinds import all_kinds
 from app.queues import ALL_QUEUES
 from tests.integration.api.conftest import NOOP, created, problem
@@ -89,6 +91,30 @@ def test_live_asks_nobody(api: httpx.Client) -> None:
     assert api.get("/health/live").json() == {"status": "ok"}
 
 
+@pytest.fixture
+def _no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A look for each question."""
+    monkeypatch.setattr(operations, "LOOK_SECONDS", 0.0)
+
+
+def test_who_asks_without_end_makes_it_look_no_more_often(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operations, "LOOK_SECONDS", 3600.0)
+    look = AsyncMock(wraps=operations._look)
+    monkeypatch.setattr(operations, "_look", look)
+    api = serve(max_requests=1)
+    with ThreadPoolExecutor(20) as pool:
+        paths = ["/health", "/health/ready"] * 50
+        assert {answer.json()["status"] for answer in pool.map(api.get, paths)} == {"ok"}
+    assert look.await_count == 1
+
+
+def test_only_the_health_checks_themselves_go_uncounted() -> None:
+    for path in ("/health", "/health/live", "/health/ready", "/events", f"/api/jobs/{uuid4()}/events"):
+        assert middleware.UNCOUNTED.fullmatch(path), path
+    for path in ("/healthy", "/health/", "/health/ready/x", "/api/files/events", "/x/events", "/api/jobs/a/b/events"):
+        assert not middleware.UNCOUNTED.fullmatch(path), path
+
+
 @pytest.mark.parametrize("revision", [None, "", "0000"])
 def test_a_database_that_is_not_migrated(serve: Serve, postgres: Postgres, revision: str | None) -> None:
     url = postgres.another_database(f"unmigrated_{uuid4().hex}")
@@ -115,6 +141,7 @@ def test_a_newer_database_is_fine(api: httpx.Client, db: Db) -> None:
         db.execute("UPDATE alembic_version SET version_num = %(version_num)s", before)
 
 
+@pytest.mark.usefixtures("_no_memory")
 def test_without_storage_it_is_degraded(serve: Serve, tmp_path: Path) -> None:
     folder = tmp_path / "files"
     api = serve(storage_url=f"file://{folder}")
@@ -156,7 +183,7 @@ def test_openapi_shows_every_answer_and_header(openapi: dict[str, Any]) -> None:
     shown = {name: set(operation["responses"]) for name, operation in operations.items()}
     assert shown["create_job"] == {"200", "202", "400", "401", "413", "415", "422", "503"}
     assert shown["retry_job"] == {"202", "401", "404", "409", "422", "503"}
-    assert shown["upload_file"] == {"201", "400", "401", "413", "415", "422", "503"}
+    assert shown["upload_file"] == {"201", "400", "401", "413", "415", "422", "503", "507"}
     for name, operation in operations.items():
         for status, response in operation["responses"].items():
             assert "X-Request-ID" in response["headers"]
