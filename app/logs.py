@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger
 
+from app import elsewhere
 from app.settings import get_settings
 
 
@@ -76,6 +77,8 @@ def configure(stream: TextIO | None = None) -> None:
         # Without the values of variables, which the default shows: payloads and headers are not for a log.
         else [structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)]
     )
+    if settings.sentry_dsn:
+        renderer.insert(0, elsewhere.to_sentry)
     structlog.configure(
         processors=[*_SHARED, *renderer],
         wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),

@@ -6,6 +6,7 @@ A process that finds a broken rule refuses to start and says which variable is w
 import os
 import re
 from functools import cache
+from importlib.util import find_spec
 from typing import Annotated, Any, Literal
 from urllib.parse import parse_qsl, quote, unquote, urlencode, urlsplit, urlunsplit
 
@@ -25,8 +26,10 @@ FROM_FILES = (
     "CELERY_RESULT_BACKEND",
     "DATABASE_URL",
     "FLOWER_BASIC_AUTH",
+    "OTEL_EXPORTER_OTLP_HEADERS",
     "REDIS_PASSWORD",
     "REDIS_URL",
+    "SENTRY_DSN",
 )
 # What Railway sets in every container. Its CLI's own variables, on a laptop, are others.
 RAILWAY = ("RAILWAY_ENVIRONMENT", "RAILWAY_ENVIRONMENT_ID", "RAILWAY_ENVIRONMENT_NAME", "RAILWAY_SERVICE_ID")
@@ -57,6 +60,10 @@ class Settings(BaseSettings):
     max_event_streams: int = Field(2000, ge=1)
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     log_format: Literal["auto", "json", "console"] = "auto"
+    # Where errors and traces go as well: app/elsewhere.py. The headers are here only to be read from a file.
+    sentry_dsn: SecretStr | None = None
+    otel_exporter_otlp_endpoint: str | None = None
+    otel_exporter_otlp_headers: SecretStr | None = None
 
     database_url: SecretStr
     redis_url: SecretStr | None = None
@@ -169,6 +176,10 @@ class Settings(BaseSettings):
             yield "JOB_SOFT_TIME_LIMIT must be above 0 and below JOB_TIME_LIMIT"
         if self.visibility_timeout is not None and self.visibility_timeout <= self.job_time_limit:
             yield "VISIBILITY_TIMEOUT must be above JOB_TIME_LIMIT: tasks that still run would come twice"
+        if (self.sentry_dsn or self.otel_exporter_otlp_endpoint) and find_spec("sentry_sdk") is None:
+            yield "SENTRY_DSN and OTEL_EXPORTER_OTLP_ENDPOINT need EXTRA=elsewhere when it is built: docs/monitoring.md"
+        if self.sentry_dsn and not re.fullmatch(r"https?://\w+@[^/@]+/.*\d", self.sentry_dsn.get_secret_value()):
+            yield "SENTRY_DSN is not what Sentry shows as a project's DSN: https://key@host/number"
         known = {*QUEUES_FOR_JOBS, "maintenance"}
         if not self.worker_queues or not known.issuperset(self.worker_queues):
             yield f"WORKER_QUEUES may name {', '.join(sorted(known))}"

@@ -12,7 +12,7 @@ compile() {
 }
 
 compile dev.in --output-file dev.txt "$@"
-for image in api worker beat flower native; do
+for image in api worker beat flower native elsewhere; do
     compile "$image.in" --constraints dev.txt --output-file "$image.txt"
 done
 

@@ -13,7 +13,7 @@ import psycopg
 import structlog
 from pydantic import ValidationError
 
-from app import logs
+from app import elsewhere, logs
 from app.database import CONNECTION_LOST, Database
 from app.files.store import FileStore
 from app.jobs import statements
@@ -110,7 +110,7 @@ class Runner:
             keep: takes a result, instead of its being written down now, and returns KEPT.
         """
         lease = self._heartbeat.hold(claim.id, claim.lease_token)
-        with structlog.contextvars.bound_contextvars(**claim.named()):
+        with structlog.contextvars.bound_contextvars(**claim.named()), elsewhere.job_span(self.settings) as ended:
             began = time.monotonic()
             try:
                 outcome = self._run(claim, lease, keep or self._finish)
@@ -119,6 +119,7 @@ class Runner:
             finally:
                 self._heartbeat.drop(lease)
             if outcome != KEPT:
+                ended(outcome)
                 self.log_end(claim, outcome, time.monotonic() - began)
         return outcome
 

@@ -8,11 +8,12 @@ from typing import Any
 from uuid import UUID
 
 import redis
+import structlog
 from celery import Task
 from celery.exceptions import Reject
 from celery.signals import worker_process_shutdown, worker_ready, worker_shutting_down
 
-from app import logs, ticks
+from app import elsewhere, logs, ticks
 from app.celery_app import celery_app
 from app.database import CONNECTION_LOST, Database
 from app.jobs import messages
@@ -56,7 +57,7 @@ def run_job(self: "Task[..., None]", job_id: str) -> None:
     runner = _runner(self.request.hostname)
     claim = runner.wait_and_claim(UUID(job_id), CLAIM_PATIENCE_SECONDS)
     if claim is not None:
-        with shutdown.left_to_the_parent():
+        with shutdown.left_to_the_parent(), structlog.contextvars.bound_contextvars(task_id=self.request.id):
             runner.run(claim)
 
 
@@ -65,7 +66,7 @@ def run_short_jobs(self: "Task[..., None]", queue: str) -> None:
     """A wake-up: runs due short jobs of that queue, if there still are any."""
     if shutdown.claims_nothing():
         raise Reject("this worker is stopping", requeue=True)
-    with shutdown.left_to_the_parent():
+    with shutdown.left_to_the_parent(), structlog.contextvars.bound_contextvars(task_id=self.request.id):
         short_jobs.run(_runner(self.request.hostname), _redis(), queue)
 
 
@@ -98,9 +99,10 @@ for _module in maintenance.ALL:
 
 @worker_process_shutdown.connect
 def _child_ends(**_: object) -> None:
-    """In a child that ends by itself: what it has counted since its last heartbeat."""
+    """In a child that ends by itself: what it has counted since its last heartbeat, and what waits for elsewhere."""
     for runner in _runners:
         runner.stats.flush(runner.database)
+    elsewhere.flush()
 
 
 # --- the parent ----------------------------------------------------------------------------------------------------

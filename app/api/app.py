@@ -10,7 +10,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
 
-from app import logs
+from app import elsewhere, logs
 from app.api import auth, docs, errors, events, files, jobs, login, metrics, operations
 from app.api.counts import QueueCounts
 from app.api.middleware import LOGIN, RequestMiddleware
@@ -109,6 +109,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
         # FastAPI's own come from another host.
         docs_url=None,
         redoc_url=None,
+        # FastAPI's own spans would come as well, with exceptions' texts: app/elsewhere.py has them.
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         generate_unique_id_function=operation_id,
         # Shows what an answer is, not what it would be before defaults.
         separate_input_output_schemas=False,
@@ -134,6 +136,8 @@ def create_app(settings: Settings | None = None) -> FastAPI:
             return login.FORM_BYTES
         return settings.max_payload_bytes * (BATCH_BYTES_FACTOR if path == "/api/jobs/batch" else 1) + ENVELOPE_BYTES
 
+    if settings.otel_exporter_otlp_endpoint:
+        app.add_middleware(elsewhere.RequestSpans)
     app.add_middleware(RequestMiddleware, limit=limit, settings=settings)
     generate = app.openapi
 
