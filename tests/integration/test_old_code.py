@@ -62,7 +62,9 @@ def test_old_code_works_on_the_new_schema(old: Path, tmp_path: Path, postgres: P
             begun.append(tmp_path / str(len(begun)))
             begun[-1].mkdir()
             command = [sys.executable, "-m", module]
-            process = Process(command, begun[-1], cwd=old, DATABASE_URL=url, PYTHONPATH=old, PORT=port, **env)
+            # A storage of its own: the first clean-up marks it as that of this database.
+            own = {"DATABASE_URL": url, "STORAGE_URL": f"file://{tmp_path}/files", "PORT": port}
+            process = Process(command, begun[-1], cwd=old, PYTHONPATH=old, **own, **env)
             stack.callback(process.kill)
             return process
 

@@ -327,6 +327,7 @@ def test_restarts_neither_lose_nor_double(beat: Any, run: Run, clock: Clock, red
     sender = beat(HOURLY)
     for minute in range(48 * 60):
         if minute % 61 == 60:
+            sender._database.close()
             sender = beat(HOURLY)
         sender.round()
         for tick in sent(redis):

@@ -48,6 +48,42 @@ def counted(db: Db) -> Iterator[Counted]:
     db.execute("TRUNCATE job_stats")
 
 
+# These start a worker of their own, so they come before the file's, which would take their jobs.
+
+
+def test_a_worker_that_stops(start: Callable[..., Process], jobs: Jobs, counted: Counted) -> None:
+    """Its children write down what they counted since their last heartbeat, and it what it gives back."""
+    process = start("worker", JOB_HEARTBEAT_SECONDS=60, JOB_LEASE_SECONDS=200, SHUTDOWN_GRACE_SECONDS=12)
+    jobs.finished(jobs.start("sleep", {"seconds": 0}))
+    jobs.finished(jobs.start("sleep", {"seconds": 0}))
+    jobs.running(jobs.start("sleep", {"seconds": 60, "steps": 1000}))
+    process.terminate()
+    assert process.wait(40) == 0, process.log
+    counted(succeeded=2, **{"handed back": 1})
+
+
+def test_signs_of_life(start: Callable[..., Process], redis: Redis, jobs: Jobs) -> None:
+    name = f"worker@{socket.gethostname()}"
+    ours = workers.member(name, ("default", "low_priority"))
+    process = start("worker", WORKER_QUEUES="default,low_priority", **QUICK)
+    until(lambda: redis.client.zscore(workers.KEY, ours), "the worker gives a sign")
+    assert 0 < int(redis.client.ttl(workers.KEY)) <= workers.SHOWN_SECONDS  # type: ignore[arg-type]
+    # Neither a full Redis nor one that lost its data stops it, and it comes back by itself.
+    redis.client.config_set("maxmemory", 1)
+    redis.client.delete(workers.KEY)
+    time.sleep(1.1 * TOUCH_SECONDS)  # for a sign that is refused
+    assert not redis.client.zscore(workers.KEY, ours)
+    redis.client.config_set("maxmemory", 0)
+    jobs.finished(jobs.start("sleep", {"seconds": 0}))
+    until(lambda: redis.client.zscore(workers.KEY, ours), "it gives a sign again")
+    signs = workers.signs(redis.client.eval(workers.LOOK, 1, workers.KEY))
+    assert signs[name].seconds_ago < 20
+    process.terminate()
+    process.wait(20)
+    assert not redis.client.zscore(workers.KEY, ours), "it has said good-bye"
+    assert "redis_refuses" not in process.log
+
+
 def test_ends_by_the_worker(worker: Process, jobs: Jobs, counted: Counted, cancel: Cancel, db: Db) -> None:
     finished = [jobs.start("sleep", {"seconds": 0}) for _ in range(3)]
     finished.append(jobs.start("flaky", {"failures": 1, "error": "permanent"}))
@@ -110,36 +146,3 @@ def test_a_cancel_that_meets_a_hand_back(runner: Runner, jobs: Jobs, counted: Co
     assert runner.run(claim) == "cancelled"
     runner.stats.flush(runner.database)
     counted(cancelled=1)
-
-
-def test_a_worker_that_stops(start: Callable[..., Process], jobs: Jobs, counted: Counted) -> None:
-    """Its children write down what they counted since their last heartbeat, and it what it gives back."""
-    process = start("worker", JOB_HEARTBEAT_SECONDS=60, JOB_LEASE_SECONDS=200, SHUTDOWN_GRACE_SECONDS=4)
-    jobs.finished(jobs.start("sleep", {"seconds": 0}))
-    jobs.finished(jobs.start("sleep", {"seconds": 0}))
-    jobs.running(jobs.start("sleep", {"seconds": 60, "steps": 1000}))
-    process.terminate()
-    assert process.wait(20) == 0, process.log
-    counted(succeeded=2, **{"handed back": 1})
-
-
-def test_signs_of_life(start: Callable[..., Process], redis: Redis, jobs: Jobs) -> None:
-    name = f"worker@{socket.gethostname()}"
-    ours = workers.member(name, ("default", "low_priority"))
-    process = start("worker", WORKER_QUEUES="default,low_priority", **QUICK)
-    until(lambda: redis.client.zscore(workers.KEY, ours), "the worker gives a sign")
-    assert 0 < int(redis.client.ttl(workers.KEY)) <= workers.SHOWN_SECONDS  # type: ignore[arg-type]
-    # Neither a full Redis nor one that lost its data stops it, and it comes back by itself.
-    redis.client.config_set("maxmemory", 1)
-    redis.client.delete(workers.KEY)
-    time.sleep(1.1 * TOUCH_SECONDS)  # for a sign that is refused
-    assert not redis.client.zscore(workers.KEY, ours)
-    redis.client.config_set("maxmemory", 0)
-    jobs.finished(jobs.start("sleep", {"seconds": 0}))
-    until(lambda: redis.client.zscore(workers.KEY, ours), "it gives a sign again")
-    signs = workers.signs(redis.client.eval(workers.LOOK, 1, workers.KEY))
-    assert signs[name].seconds_ago < 20
-    process.terminate()
-    process.wait(20)
-    assert not redis.client.zscore(workers.KEY, ours), "it has said good-bye"
-    assert "redis_refuses" not in process.log
