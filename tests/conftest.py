@@ -83,7 +83,14 @@ def redis(environment: Redis) -> Redis:
 
 @pytest.fixture
 def db(settings: Settings) -> Iterator[psycopg.Connection[DictRow]]:
-    """A connection to the database, with no jobs, files and ticks in it."""
+    """A connection to the database, with no jobs, files and ticks in it; the storage is emptied with it.
+
+    Bytes that earlier tests left, without their rows, would be another database's files to the first clean-up.
+    """
+    if settings.storage_url.startswith("file://"):
+        # The folder itself stays: processes that are running write into it.
+        for path in Path(settings.storage_url.removeprefix("file://")).glob("*"):
+            path.unlink(missing_ok=True)
     with psycopg.connect(settings.database_conninfo, autocommit=True, row_factory=dict_row) as connection:
         connection.execute("TRUNCATE jobs, job_steps, job_attempts, job_files, files, schedule_ticks")
         yield connection

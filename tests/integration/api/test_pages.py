@@ -21,7 +21,7 @@ from tests.integration.api.test_look_and_move import FAILED, RUNNING, SUCCEEDED
 Insert = Callable[..., UUID]
 
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-HOSTILE = "<img src=x onerror=alert(1)>\"'&{{ 7*7 }}"
+HOSTILE = "<img src=x onerror=alert(1)>\"'&{{ 98765*56789 }}"
 
 
 @pytest.mark.parametrize("path", ["/", "/jobs", "/new", "/schedule", *(f"/new/{kind}" for kind in all_kinds())])
@@ -73,7 +73,7 @@ def test_strangers_values_are_escaped_everywhere(
     ):
         text = api.get(path, headers=BROWSER).text
         assert "<img src=x" not in text, path
-        assert "49" not in text or "{{ 7*7 }}" in text, path
+        assert str(98765 * 56789) not in text, path
 
 
 def test_a_search_for_what_is_longer_than_an_id(api: httpx.Client) -> None:
