@@ -32,7 +32,7 @@ NO_TEXT: dict[str, Any] = {"record_exception": False, "set_status_on_exception":
 # So long may a process's end wait for a server elsewhere.
 PATIENCE_SECONDS = 2
 # Asked all the time, or open for minutes.
-UNTRACED = ("/health", "/metrics", "/assets", "/events")
+UNTRACED = ("/health", "/metrics", "/static", "/events")
 
 _flushes: list[Callable[[], Any]] = []
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from socket import gethostname
 from typing import Annotated, Any, NoReturn, TypeVar
 from urllib.parse import quote, unquote, urlsplit
+from uuid import UUID
 
 import psycopg
 import typer
@@ -29,7 +30,8 @@ from typer.exceptions import TyperException
 
 from app import logs
 from app.database import CONNECTION_LOST, Database, Params
-from app.jobs import messages
+from app.jobs import messages, statements
+from app.jobs.stats import WITHDRAWN, Stats
 from app.queues import ALL_QUEUES
 from app.settings import Settings, SettingsError, get_settings, split_redis_url, without_password
 
@@ -332,6 +334,14 @@ class Script(Report):
         """One statement's rows. A server that froze half-way is noticed too."""
         database = self.database
         return within(ANSWER_SECONDS + 1, lambda: database.run(statement, params))
+
+    def cancel(self, job_id: UUID) -> None:
+        """As the API does it; one that is over stays as it is."""
+        for row in self.sql(statements.CANCEL, {"id": job_id}):
+            if row["status"] == "cancelled":
+                counted = Stats("scripts")
+                counted.count(row["queue"], row["kind"], WITHDRAWN)
+                counted.flush(self.database)
 
     @cached_property
     def redis(self) -> Redis:

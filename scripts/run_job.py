@@ -24,6 +24,7 @@ from app.jobs import statements
 from app.jobs.kind import Kind
 from app.jobs.kinds import offered_kinds
 from app.jobs.requests import shown
+from app.jobs.stats import CREATED
 from app.queues import QUEUE_OF_PRIORITY
 from app.settings import Settings
 from scripts import helper
@@ -88,6 +89,7 @@ def _claim(runner: Runner, kind: Kind, payload: Any) -> Claim:
         )
     except psycopg.errors.ForeignKeyViolation:
         stop("The payload names a file that does not exist; upload it first with POST /api/files.")
+    runner.stats.count(row["queue"], row["kind"], CREATED)
     return Claim(**row)
 
 

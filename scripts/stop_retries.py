@@ -15,7 +15,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import typer
 
-from app.jobs import statements
 from scripts import helper, looks
 from scripts.helper import FINE, FOUND, AsJson, DryRun, Script, Yes, age, count, stop
 from scripts.whereabouts import Survey, Whereabouts, find, judge, locate, survey, withdraw
@@ -142,7 +141,7 @@ def end(script: Script, jobs: list[UUID], tasks: list[str]) -> list[str]:
             return [*map(str, going), *(found.id for found in alive)]
         for job_id in going:
             script.audit(f"cancel {job_id}")
-            script.sql(statements.CANCEL, {"id": job_id})
+            script.cancel(job_id)
         if alive:
             withdraw(script, alive)
             quiet_since = time.monotonic()

@@ -13,7 +13,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 import typer
 from celery.states import READY_STATES
 
-from app.jobs import statements
 from app.jobs.messages import RUN_JOB
 from app.jobs.requests import shown
 from scripts import helper, looks
@@ -77,8 +76,8 @@ def revoke(task_id: Id, as_json: AsJson = False, dry_run: DryRun = False) -> Non
         script.say(f"It is {before.state} and would be ended.")
         script.done(FOUND, state=before.state, would="end it")
     script.audit(f"revoke {task_id}")
-    if found.row:
-        script.sql(statements.CANCEL, {"id": found.job_id})
+    if found.job_id and found.row:
+        script.cancel(found.job_id)
     else:
         withdraw(script, [found])
     after = look(script, task_id)

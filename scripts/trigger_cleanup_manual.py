@@ -13,12 +13,13 @@ from typing import Annotated, Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 import typer
+from obstore.exceptions import GenericError
 
 from app.database import Database
 from app.queues import MAINTENANCE
 from scripts import helper
 from scripts.broker import Broker
-from scripts.helper import FINE, FOUND, AsJson, DryRun, Script, age, stop
+from scripts.helper import FINE, FOUND, AsJson, DryRun, Script, age, sentence, stop
 from worker import housekeeping, maintenance
 
 TASKS = {module.__name__.rpartition(".")[2]: module for module in maintenance.ALL}
@@ -72,7 +73,10 @@ def here(script: Script, task: str) -> dict[str, Any]:
     database = Database(script.settings, "script", statement_seconds=60)
     total: dict[str, Any] = {}
     while True:
-        done: dict[str, Any] = housekeeping.run(TASKS[task], database, client, script.settings, None)
+        try:
+            done: dict[str, Any] = housekeeping.run(TASKS[task], database, client, script.settings, None)
+        except GenericError as error:
+            stop(f"The storage is away, or refuses: {sentence(error)} Next: doctor.py")
         unfinished = add(total, done)
         if not unfinished:
             return total

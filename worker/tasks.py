@@ -12,6 +12,7 @@ import structlog
 from celery import Task
 from celery.exceptions import Reject
 from celery.signals import worker_process_shutdown, worker_ready, worker_shutting_down
+from obstore.exceptions import GenericError
 
 from app import elsewhere, logs, ticks
 from app.celery_app import celery_app
@@ -26,7 +27,8 @@ log = logs.get(__name__)
 
 # How long a child waits for PostgreSQL before it lets a message go.
 CLAIM_PATIENCE_SECONDS = 20
-AWAY = (*CONNECTION_LOST, *messages.REDIS_ERRORS)
+# The last is the storage's: see `FileStore.errors`.
+AWAY = (*CONNECTION_LOST, *messages.REDIS_ERRORS, GenericError)
 
 
 _runners: list[Runner] = []

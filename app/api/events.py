@@ -113,7 +113,7 @@ class Stream(Response):
                     await self._wait()
             await _send(send, b"", more=False)
         except TimeoutError:
-            # Its task ends; what the kernel still holds for it, `Server` in `__main__.py` bounds.
+            # Its task ends; what the kernel still holds for it, `protocol.py` bounds.
             log.warning("slow_reader_dropped", path=scope["path"])
         finally:
             too_old.cancel()

@@ -125,7 +125,7 @@ class FileStore:
     @contextmanager
     def open(self, file_id: UUID) -> Iterator[BinaryIO]:
         """A seekable stream that reads ranges as they are asked for."""
-        with self._errors():
+        with self.errors():
             reader = obstore.open_reader(self._store, str(file_id), buffer_size=READ_BYTES)
         with io.BufferedReader(_RawReader(reader), READ_BYTES) as stream:
             yield cast(BinaryIO, stream)
@@ -133,7 +133,7 @@ class FileStore:
     def save(self, database: Database, job_id: UUID, name: str, data: bytes, content_type: str) -> UUID:
         """Writes the bytes, then the row: a row never speaks of bytes that are not there."""
         file_id = uuid7()
-        with self._errors():
+        with self.errors():
             obstore.put(self._store, str(file_id), data)
         row = {
             "id": file_id,
@@ -247,8 +247,9 @@ class FileStore:
             return
 
     @contextmanager
-    def _errors(self) -> Iterator[None]:
-        """For workers: FileNotFoundError means that the file is gone, GenericError that another try may help."""
+    def errors(self) -> Iterator[None]:
+        """For workers: FileNotFoundError means that the file is gone, GenericError, in a line, that another try may
+        help."""
         try:
             try:
                 yield

@@ -49,8 +49,17 @@ def run(database: Database, client: redis.Redis | None, settings: Settings) -> d
     """Returns {"expired": 5, "bytes_without_row": 1, "rows_without_bytes": 1, "broken_uploads": 1}.
 
     Without `client` every run begins at the beginning.
+
+    Raises:
+        obstore.exceptions.GenericError: the storage is away, or refuses.
     """
-    over, done, files = slice_over(), Counter[str](), FileStore(settings)
+    files = FileStore(settings)
+    with files.errors():
+        return _run(files, database, client, settings)
+
+
+def _run(files: FileStore, database: Database, client: redis.Redis | None, settings: Settings) -> dict[str, Any]:
+    over, done = slice_over(), Counter[str]()
     [about] = database.run(store.IDENTITY)
     if not _are_ours(files, database, about["identity"]):
         hint = f"if this database owns the storage, write {about['identity']} into its object {OWNER_MARK}"

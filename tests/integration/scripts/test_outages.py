@@ -12,7 +12,7 @@ import pytest
 from scripts import helper
 from tests.integration.scripts.conftest import LONGEST_SECONDS, Ran
 from tests.processes import ROOT
-from tests.servers import Postgres, Redis
+from tests.servers import Postgres, Redis, free_port
 
 Script = Callable[..., Ran]
 # All scripts in one test, each with Python's start: minutes on a busy machine.
@@ -124,6 +124,14 @@ def test_everybody_is_silent(script: Script, environment: Redis) -> None:
     assert ran.seconds < LONGEST_SECONDS
     problems = [one["check"] for one in ran.json["findings"] if one["level"] == "problem"]
     assert problems == ["postgres", "redis", "storage", "certificates"], ran
+
+
+def test_the_storage_is_away(script: Script, redis: Redis, db: object) -> None:
+    keys = {"AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "secret"}
+    away = {"STORAGE_URL": "s3://bucket", "AWS_ENDPOINT_URL": f"http://127.0.0.1:{free_port()}", **keys}
+    ran = script("trigger_cleanup_manual", "cleanup_old_files", **away)
+    assert (ran.code, ran.json["error"].startswith("The storage is away")) == (2, True), ran
+    assert len(ran.json["error"]) < 300, "not obstore's pages of debugging"
 
 
 def test_wrong_passwords(script: Script, redis: Redis, postgres: Postgres) -> None:

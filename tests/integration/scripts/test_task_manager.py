@@ -7,7 +7,9 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
+import psycopg
 import pytest
+from psycopg.rows import DictRow
 
 from app.celery_app import celery_app
 from app.jobs import messages
@@ -87,6 +89,16 @@ def test_a_running_job_is_found_and_ended(script: Script, jobs: Jobs, start: Cal
     assert ran.json["state"] in ("being cancelled", "cancelled")
     assert jobs.finished(job_id)["status"] == "cancelled"
     assert script("task_manager", "revoke", job_id).code == 1
+
+
+def test_scripts_are_in_the_statistics(script: Script, jobs: Jobs, db: psycopg.Connection[DictRow]) -> None:
+    """What they create, run and end is counted like everybody's, or more would be over than ever began."""
+    db.execute("TRUNCATE job_stats")
+    assert script("run_job", "sleep", "--payload", '{"seconds": 0}').code == 0
+    queued = jobs.insert()
+    assert script("task_manager", "revoke", queued).json["state"] == "cancelled"
+    counted = db.execute("SELECT status, jobs FROM job_stats ORDER BY status").fetchall()
+    assert [(row["status"], row["jobs"]) for row in counted] == [("created", 1), ("succeeded", 1), ("withdrawn", 1)]
 
 
 def test_pending_is_not_unknown(script: Script, redis: Redis, db: object) -> None:
