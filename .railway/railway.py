@@ -93,9 +93,14 @@ def process(
     )
 
 
+def worker(name: str, queues: str) -> Service:
+    code = ["app/**", "beat/**", "scripts/**", "worker/**"]
+    variables = BUCKET_KEYS | {"WORKER_QUEUES": queues, "WORKER_CONCURRENCY": "2"}
+    return process(name, "worker", code, variables, draining=WORKER_DRAINING_SECONDS)
+
+
 @define_railway
 def main() -> Project:
-    worker_code = ["app/**", "beat/**", "scripts/**", "worker/**"]
     services = [
         process(
             "api",
@@ -109,21 +114,9 @@ def main() -> Project:
             healthcheckTimeout=120,
             domains=[{"domain": DOMAIN, "port": 8000}] if DOMAIN else None,
         ),
-        process(
-            "worker",
-            "worker",
-            worker_code,
-            BUCKET_KEYS | {"WORKER_QUEUES": "high_priority,default,low_priority", "WORKER_CONCURRENCY": "2"},
-            draining=WORKER_DRAINING_SECONDS,
-        ),
+        worker("worker", "high_priority,default,low_priority"),
         # Dispatch and rescue have a worker of their own: the job queues may be full for hours.
-        process(
-            "worker-maintenance",
-            "worker",
-            worker_code,
-            BUCKET_KEYS | {"WORKER_QUEUES": "maintenance", "WORKER_CONCURRENCY": "2"},
-            draining=WORKER_DRAINING_SECONDS,
-        ),
+        worker("worker-maintenance", "maintenance"),
         process("beat", "beat", ["app/**", "beat/**"], {}),
         # No domain: it shows every job's arguments. Health checks get in without the password.
         process(

@@ -42,6 +42,11 @@ class Process:
         children: list[psutil.Process] = psutil.Process(self.process.pid).children()
         return children
 
+    def peak_bytes(self) -> int:
+        """Of resident memory, since its start."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
     def terminate(self) -> None:
         self.process.terminate()
 

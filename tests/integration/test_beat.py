@@ -94,7 +94,7 @@ def test_sigterm_ends_it_at_once(frozen: str, postgres: Postgres, redis: Redis, 
             sign = process.folder / "jobstack-beat.alive"
             until(lambda: time.time() - sign.stat().st_mtime > 3, "beat waits for an answer")
         process.terminate()
-        assert process.wait(5) == 0
+        assert process.wait(8) == 0
     finally:
         if server:
             server.thaw()

@@ -179,7 +179,7 @@ def test_sleep_and_cancelled_see_a_cancel(db: Connection, run_handler: RunHandle
     outcome, job = run_handler(handler)
     assert outcome == job["status"] == "cancelled"
     assert seen == [False, True]
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 20  # of 60
 
 
 def test_a_cancel_cannot_be_swallowed(db: Connection, run_handler: RunHandler) -> None:

@@ -84,19 +84,12 @@ def test_where_nothing_is_missing_nothing_is_loaded(environment: object) -> None
 def test_what_cannot_be_done_is_said_in_a_line(postgres: Postgres, environment: object) -> None:
     url = postgres.another_database("unknown")
     run(url, "app.migrate")
-    with psycopg.connect(url, autocommit=True) as db:
-        db.execute("UPDATE alembic_version SET version_num = '0001b'")
-    process = begin(url, "-m", "app.migrate")
-    [line] = process.communicate(timeout=60)[0].splitlines()
-    assert process.returncode == 1
-    assert "0001b" in line
-
-    with psycopg.connect(url, autocommit=True) as db:
-        db.execute("UPDATE alembic_version SET version_num = '0003'")
-    process = begin(url, "-m", "app.migrate")
-    [line] = process.communicate(timeout=60)[0].splitlines()
-    assert process.returncode == 1
-    assert 'relation "job_stats" already exists' in line
+    for revision, said in {"0001b": "0001b", "0003": 'relation "job_stats" already exists'}.items():
+        with psycopg.connect(url, autocommit=True) as db:
+            db.execute("UPDATE alembic_version SET version_num = %s", [revision])
+        process = begin(url, "-m", "app.migrate")
+        [line] = process.communicate(timeout=60)[0].splitlines()
+        assert (process.returncode, said in line) == (1, True), line
 
 
 def test_a_table_in_use_stops_neither_the_migration_nor_the_users(postgres: Postgres, environment: object) -> None:
@@ -169,7 +162,7 @@ def test_a_process_that_waits_for_its_migration_ends_when_told_to(postgres: Post
     process = begun(name, DATABASE_URL=postgres.another_database(f"ends_{uuid4().hex}"))
     until(lambda: "waiting_for_schema" in process.log, "it says that it waits")
     process.terminate()
-    assert process.wait(2) == 0
+    assert process.wait(10) == 0
 
 
 def test_each_reason_to_wait_is_said_and_only_a_migration_counts_as_health(

@@ -92,7 +92,7 @@ def test_a_worker_that_is_told_to_stop_meanwhile(start: Callable[..., Process], 
     jobs.running(job_id)
     away.stop()
     worker.terminate()
-    assert worker.wait(4) == 0
+    assert worker.wait(10) == 0
     [end] = events(worker, "grace_is_over")
     assert "Connection refused" in end["error"]
     assert not [line for line in log_lines(worker) if "exception" in line], worker.log

@@ -30,7 +30,7 @@ def test_a_retry_is_a_row_in_the_future(
     # Nothing waits in the worker or in Redis; dispatch sends it when it is due, and not before.
     assert not redis.client.exists("default", "unacked")
     assert dispatch(database, redis.client, settings) == {}
-    until(lambda: dispatch(database, redis.client, settings), "it is due", seconds=5)
+    until(lambda: dispatch(database, redis.client, settings), "it is due")
     job = jobs.finished(job_id)
     assert (job["status"], job["attempt"], job["result"]) == ("succeeded", 2, {"attempt": 2})
     assert job["started_at"] > job["run_at"]

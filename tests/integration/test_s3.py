@@ -9,7 +9,6 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-import psutil
 import psycopg
 import pytest
 from obstore.exceptions import GenericError
@@ -21,6 +20,7 @@ from app.database import Database
 from app.files.store import OWNER_MARK, FileStore
 from app.settings import Settings
 from tests import processes, servers
+from tests.integration.api.test_files import chunks
 from tests.integration.test_media_kinds import measured_as_expected, recording
 from tests.processes import Process
 from tests.servers import S3, Redis
@@ -277,25 +277,15 @@ def test_memory_stays_flat(settings: Settings, db: object, tmp_path: Path) -> No
 
         until(answers, "the API answers")
 
-        def peak() -> int:
-            """Of resident memory, since the start of the process."""
-            pid = psutil.Process(process.process.pid).pid
-            return int(Path(f"/proc/{pid}/status").read_text().partition("VmHWM:")[2].split()[0]) * 1024
-
-        def body(megabytes: int) -> Iterator[bytes]:
-            yield b'--x\r\nContent-Disposition: form-data; name="file"; filename="a.txt"\r\n\r\n'
-            for _ in range(megabytes):
-                yield b"z" * MB
-            yield b"\r\n--x--\r\n"
-
         send(api, b"z" * MB)
-        before = peak()
+        before = process.peak_bytes()
         headers = {"Content-Type": "multipart/form-data; boundary=x"}
-        file = api.post("/api/files", content=body(300), headers=headers).json()
+        file = api.post("/api/files", content=chunks(300, MB), headers=headers).json()
         assert file["size"] == 300 * MB
-        uploaded = peak() - before
+        uploaded = process.peak_bytes() - before
         with api.stream("GET", f"/api/files/{file['id']}/content") as download:
             assert sum(map(len, download.iter_raw())) == file["size"]
         # Twelve parts of 5 MB travel at once.
         assert uploaded < 150 * MB, f"{uploaded / MB:.0f} MB for the upload"
-        assert peak() - before < 150 * MB, f"{(peak() - before) / MB:.0f} MB for both"
+        both = process.peak_bytes() - before
+        assert both < 150 * MB, f"{both / MB:.0f} MB for both"

@@ -94,7 +94,7 @@ def test_an_idle_worker_ends_at_once(number: signal.Signals, start: Start, redis
     begin = time.monotonic()
     worker.process.send_signal(number)
     assert worker.wait(20) == 0
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 15  # of 60
     assert not [line for line in log_lines(worker) if line["level"] != "info"], worker.log
 
 

@@ -3,7 +3,7 @@
 import json
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def test_each_reference_is_to_something_that_is_there(graph: dict[str, dict[str,
 
 
 @pytest.fixture
-def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def start(monkeypatch: pytest.MonkeyPatch) -> Callable[[dict[str, str]], Settings]:
     """start({"APP_ENV": "production", ...}) -> the settings of a process with these variables alone."""
     for field in Settings.model_fields:
         monkeypatch.delenv(field.upper(), raising=False)
@@ -84,8 +84,7 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
             get_settings.cache_clear()
             return get_settings()
 
-    yield begin
-    get_settings.cache_clear()
+    return begin
 
 
 @pytest.mark.parametrize("name", OURS)

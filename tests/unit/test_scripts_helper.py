@@ -84,7 +84,6 @@ def test_a_url_that_cannot_be_read_is_not_quoted(
     get_settings.cache_clear()
     with pytest.raises(SystemExit) as ended:
         helper.settings_or_exit()
-    get_settings.cache_clear()
     assert ended.value.code == 2
     said = capsys.readouterr().err
     assert "DATABASE_URL" in said

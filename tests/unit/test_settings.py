@@ -24,10 +24,7 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Settings]:
             else:
                 monkeypatch.setenv(name, value)
         get_settings.cache_clear()
-        try:
-            return get_settings()
-        finally:
-            get_settings.cache_clear()
+        return get_settings()
 
     return settings
 

@@ -12,7 +12,6 @@ from urllib.parse import unquote, urlsplit
 from uuid import uuid4
 
 import httpx
-import psutil
 import psycopg
 import pytest
 from psycopg.rows import DictRow
@@ -201,24 +200,18 @@ def test_a_connection_that_ends_early_leaves_nothing(api: httpx.Client, db: Db, 
 @pytest.mark.slow
 def test_memory_stays_flat(serve_process: Callable[..., tuple[httpx.Client, Process]], stored: Stored) -> None:
     api, process = serve_process()
-    server = psutil.Process(process.process.pid)
-
-    def peak() -> int:
-        """Of resident memory, since the start of the process."""
-        status = Path(f"/proc/{server.pid}/status").read_text()
-        return int(status.partition("VmHWM:")[2].split()[0]) * 1024
-
     send(api, data=b"z" * MB)
-    before = peak()
+    before = process.peak_bytes()
     body = chunks(200, MB)
     headers = {"Content-Type": "multipart/form-data; boundary=x"}
     file = api.post("/api/files", content=body, headers=headers, timeout=60).json()
     assert file["size"] == 200 * MB
-    uploaded = peak() - before
+    uploaded = process.peak_bytes() - before
     with api.stream("GET", f"/api/files/{file['id']}/content") as download:
         assert sum(map(len, download.iter_raw())) == file["size"]
     assert uploaded < 100 * MB, f"{uploaded / MB:.0f} MB for the upload"
-    assert peak() - before < 100 * MB, f"{(peak() - before) / MB:.0f} MB for both"
+    both = process.peak_bytes() - before
+    assert both < 100 * MB, f"{both / MB:.0f} MB for both"
 
 
 @pytest.mark.parametrize("path", ["", "/content"])

@@ -58,7 +58,7 @@ def test_jobs_are_accepted_without_redis_and_published_later(
             answers += pool.map(lambda _: timed(lambda: api.post("/api/jobs", json=NOOP)), range(20))
         answers.append(timed(lambda: api.post("/api/jobs/batch", json={"jobs": [NOOP] * 100})))
         assert {answer.status_code for answer, _ in answers} == {202}
-        assert max(seconds for _, seconds in answers) < 1
+        assert max(seconds for _, seconds in answers) < 2
         assert count(db) == 141
     # What went in just before Redis was missed counts as published until repair's patience is over.
     db.execute("UPDATE jobs SET published_at = published_at - interval '1 minute'")
