@@ -48,6 +48,7 @@ def main(
     claim = _claim(runner, kinds[kind], values)
     _run(runner, claim, script.settings, quiet=as_json)
     [row] = runner.database.run(statements.GET, {"id": claim.id})
+    runner.close()
     job = shown(row)
     if job.status == "succeeded":
         script.say(json.dumps(job.result, indent=2, ensure_ascii=False))
@@ -112,7 +113,6 @@ def _run(runner: Runner, claim: Claim, settings: Settings, *, quiet: bool) -> No
         watcher.start()
     runner.run(claim)
     done.set()
-    runner.stats.flush(runner.database)
     if not quiet:
         watcher.join(2)
 

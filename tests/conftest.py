@@ -169,7 +169,7 @@ def upload(settings: Settings, db: psycopg.Connection[DictRow]) -> Callable[...,
 def runner(settings: Settings, db: object) -> Iterator[Runner]:
     runner = Runner(settings, worker="test", may_kill=False)
     yield runner
-    runner.database.close()
+    runner.close()
 
 
 @pytest.fixture

@@ -52,6 +52,7 @@ class Heartbeat:
         self._leases: set[Lease] = set()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
+        self._stopped = False
 
     def hold(self, job_id: UUID, token: UUID) -> Lease:
         now = time.monotonic()
@@ -76,9 +77,17 @@ class Heartbeat:
                 self._changed.notify()
             lease.progress = progress
 
+    def stop(self) -> None:
+        """Leases are not renewed from now on. Waits for a statement that is under way."""
+        with self._changed:
+            self._stopped = True
+            self._changed.notify()
+        if self._thread is not None:
+            self._thread.join()
+
     def _run(self) -> None:
         failing = False
-        while True:
+        while not self._stopped:
             self._flush()
             with self._changed:
                 now = time.monotonic()

@@ -51,7 +51,7 @@ def create_inline_app(settings: Settings | None = None) -> FastAPI:
                 end = time.monotonic() + settings.shutdown_grace_seconds / 2
                 for thread in threads:
                     thread.join(max(0.1, end - time.monotonic()))
-                runner.stats.flush(runner.database)
+                runner.close()
 
     app.router.lifespan_context = lifespan
     return app

@@ -76,6 +76,12 @@ class Runner:
         self._heartbeat = Heartbeat(self.database, settings, self.stats, may_kill=may_kill)
         self._kinds = offered_kinds(settings)
 
+    def close(self) -> None:
+        """After the last job: writes what was counted, and leaves no thread and no connection. Raises nothing."""
+        self._heartbeat.stop()
+        self.stats.flush(self.database)
+        self.database.close()
+
     def identity(self) -> dict[str, Any]:
         """The parameters of a claim: a new token, and who holds it."""
         return {

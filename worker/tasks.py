@@ -103,7 +103,7 @@ for _module in maintenance.ALL:
 def _child_ends(**_: object) -> None:
     """In a child that ends by itself: what it has counted since its last heartbeat, and what waits for elsewhere."""
     for runner in _runners:
-        runner.stats.flush(runner.database)
+        runner.close()
     elsewhere.flush()
 
 

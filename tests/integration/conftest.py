@@ -153,4 +153,4 @@ def run_handler(quick: Settings, jobs: Jobs, monkeypatch: pytest.MonkeyPatch) ->
 
     run.runner = runner  # type: ignore[attr-defined]
     yield run
-    runner.database.close()
+    runner.close()

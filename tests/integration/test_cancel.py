@@ -66,7 +66,7 @@ def test_cancel_raced_against_the_end(end: str, settings: Settings, jobs: Jobs, 
         for number in range(ROUNDS):
             token = uuid4()
             job_id = jobs.insert(status="running", attempt=1, lease_token=token, lease_expires_at="now()")
-            barrier = threading.Barrier(2)
+            barrier = threading.Barrier(2, timeout=60)
             lead = (number % 21 - 10) / 2000  # now one is first by up to 5 ms, now the other
 
             def cancel(job_id: Any = job_id, barrier: Any = barrier, later: float = max(lead, 0)) -> list[Any]:

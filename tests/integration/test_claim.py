@@ -24,7 +24,7 @@ IN_AN_HOUR = datetime.now(UTC) + timedelta(hours=1)
 
 def test_of_fifty_one_wins(settings: Settings, jobs: Jobs) -> None:
     job_id = jobs.insert()
-    barrier = Barrier(50)
+    barrier = Barrier(50, timeout=60)
 
     def claim(number: int) -> bool:
         database = Database(settings, f"claimer-{number}")

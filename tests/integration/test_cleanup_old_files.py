@@ -329,7 +329,7 @@ def test_a_post_keeps_its_file_or_gets_its_422(
     seen = set[int]()
     for _ in range(6):
         files = [old() for _ in range(40)]
-        started = threading.Barrier(3)
+        started = threading.Barrier(3, timeout=60)
         answers: dict[UUID, int] = {}
 
         def post(part: list[UUID], started: threading.Barrier = started, answers: dict[UUID, int] = answers) -> None:

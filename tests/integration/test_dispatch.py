@@ -157,7 +157,7 @@ def test_redis_away_marks_nothing_as_published(db: Connection, jobs: Jobs, redis
 
 def test_many_dispatchers_at_once_publish_each_row_once(jobs: Jobs, redis: Redis, settings: Settings) -> None:
     expected = {jobs.insert() for _ in range(300)}
-    start = threading.Barrier(5)
+    start = threading.Barrier(5, timeout=60)
 
     def run() -> None:
         database = Database(settings, "test")

@@ -202,7 +202,7 @@ def test_a_worker_with_a_wrong_setting_leaves_the_job_for_later(
         assert claim is not None
         runner.run(claim)
     finally:
-        runner.database.close()
+        runner.close()
     job = api.get(f"/api/jobs/{job_id}").json()
     assert (job["status"], job["attempt"]) == ("queued", 1), job
     [attempt] = db.execute("SELECT error FROM job_attempts WHERE job_id = %s", [job_id])

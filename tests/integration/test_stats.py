@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -146,3 +147,13 @@ def test_a_cancel_that_meets_a_hand_back(runner: Runner, jobs: Jobs, counted: Co
     assert runner.run(claim) == "cancelled"
     runner.stats.flush(runner.database)
     counted(cancelled=1)
+
+
+def test_a_runner_that_is_closed_leaves_nothing(runner: Runner, jobs: Jobs, counted: Counted) -> None:
+    """Its heartbeat would open the connection again, for what is counted later."""
+    claim = runner.claim(jobs.insert())
+    assert claim is not None
+    assert runner.run(claim) == "succeeded"
+    runner.close()
+    counted(succeeded=1)
+    assert "heartbeat" not in {thread.name for thread in threading.enumerate()}

@@ -221,7 +221,7 @@ def test_who_was_told_503_gets_no_job_later(api: httpx.Client, db: Db) -> None:
 
 def post_at_once(clients: list[httpx.Client], path: str, bodies: list[Any], **options: Any) -> list[httpx.Response]:
     """Every body over a connection of its own, all released at one moment, spread over the clients' APIs."""
-    gate = threading.Barrier(len(bodies))
+    gate = threading.Barrier(len(bodies), timeout=60)
 
     def post(number: int) -> httpx.Response:
         with httpx.Client(base_url=clients[number % len(clients)].base_url, timeout=20) as client:
