@@ -407,8 +407,9 @@ SELECT (
 ) AS published, (SELECT count(*) FROM jobs WHERE status = 'running' AND lease_expires_at < now()) AS expired
 """
 RUNNING_BY_WORKER = """
-SELECT worker, count(*) AS jobs, EXTRACT(EPOCH FROM now() - max(heartbeat_at))::float AS heartbeat_age
-FROM jobs WHERE status = 'running' GROUP BY worker
+SELECT COALESCE(worker, 'unknown') AS worker, count(*) AS jobs,
+    EXTRACT(EPOCH FROM now() - COALESCE(max(heartbeat_at), min(created_at)))::float AS heartbeat_age
+FROM jobs WHERE status = 'running' GROUP BY 1
 """
 
 # Each count reads one partial index, which holds only rows in that state, and of each sort of waiting rows no more than

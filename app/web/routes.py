@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from typing import Any
+from typing import Any, get_args
 from uuid import UUID
 
 from fastapi import APIRouter, Depends, Request, Response
@@ -22,13 +22,12 @@ from app.api.within import within
 from app.files import store
 from app.jobs import statements
 from app.jobs.kinds import all_kinds, offered_kinds
-from app.jobs.requests import shown
+from app.jobs.requests import Status, shown
 from app.queues import JOB_QUEUES
 from app.web import story
 from app.web.forms import fields
 from app.web.templating import FOLDER, Assets, page
 
-STATUSES = ("queued", "running", "succeeded", "failed", "cancelled")
 # What is pasted into the search: an id, its beginning, or a Celery task's id, which begins with it.
 ID_PREFIX = re.compile(r"\s*([0-9a-f][0-9a-f-]{0,35})", re.IGNORECASE)
 
@@ -84,9 +83,9 @@ async def list_page(request: Request) -> Response:
     if len(digits) == 32:
         return RedirectResponse(f"/jobs/{UUID(digits)}", 303)
     try:
-        filters = JobFilter.model_validate({**given, "limit": int(given.get("limit", 50))})
-    except (ValidationError, ValueError) as error:
-        raise RequestValidationError(error.errors() if isinstance(error, ValidationError) else []) from None
+        filters = JobFilter.model_validate(given)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
     if search and not digits:
         jobs: list[DictRow] = []
         next_cursor = None
@@ -98,7 +97,7 @@ async def list_page(request: Request) -> Response:
         "next_cursor": next_cursor,
         "filters": filters,
         "search": search,
-        "statuses": STATUSES,
+        "statuses": get_args(Status),
         "kinds": list(all_kinds()),
         "queues": JOB_QUEUES,
     }

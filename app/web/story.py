@@ -10,9 +10,9 @@ from uuid import UUID
 from psycopg.rows import DictRow
 
 from app.jobs.kind import Kind, file_fields
+from app.jobs.requests import Status
 from app.web.templating import label
 
-Tone = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 OVER = ("succeeded", "failed", "cancelled")
 # A browser decodes these and nothing else of what strangers upload.
 PICTURES = ("image/png", "image/jpeg", "image/webp", "image/gif")
@@ -27,7 +27,7 @@ class Moment:
 
     title: str
     at: datetime | None
-    tone: Tone
+    tone: Status
     note: str = ""
     began: datetime | None = None
     error: dict[str, Any] | None = None
@@ -75,7 +75,7 @@ class Span:
 
     x: float
     width: float
-    tone: Tone
+    tone: Status
     title: str
 
 

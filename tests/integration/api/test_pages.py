@@ -76,6 +76,18 @@ def test_strangers_values_are_escaped_everywhere(
         assert str(98765 * 56789) not in text, path
 
 
+@pytest.mark.parametrize("query", ["limit=abc", "limit=500", "status=lost", "color=red"])
+def test_a_filter_that_is_none_is_named(api: httpx.Client, query: str) -> None:
+    answer = api.get(f"/jobs?{query}", headers=BROWSER)
+    assert answer.status_code == 422
+    assert query.partition("=")[0] in answer.text
+
+
+def test_a_row_that_somebody_wrote_by_hand_hides_no_others(api: httpx.Client, insert_job: Insert) -> None:
+    insert_job(status="running", lease_token="00000000-0000-0000-0000-000000000000", lease_expires_at="now()")
+    assert "unknown" in api.get("/", headers=BROWSER).text
+
+
 def test_a_search_for_what_is_longer_than_an_id(api: httpx.Client) -> None:
     assert api.get(f"/jobs?q={'0123456789abcdef' * 4}", headers=BROWSER, follow_redirects=True).status_code == 404
 
