@@ -26,6 +26,8 @@ from tests.proxy import proxy
 from tests.servers import Postgres, Redis
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow
+
 Start = Callable[..., Process]
 LONG: dict[str, Any] = {"seconds": 120, "steps": 1000}
 

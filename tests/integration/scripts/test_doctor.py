@@ -24,6 +24,8 @@ from tests.processes import ROOT, Process
 from tests.servers import Redis
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow
+
 Script = Callable[..., Ran]
 Start = Callable[..., Process]
 

@@ -4,12 +4,16 @@ from collections.abc import Callable
 from typing import Any
 from uuid import uuid4
 
+import pytest
+
 from app.celery_app import celery_app
 from app.jobs import messages
 from tests.integration.conftest import Jobs
 from tests.integration.scripts.conftest import Ran
 from tests.servers import Redis
 from tests.waiting import until
+
+pytestmark = pytest.mark.slow
 
 Script = Callable[..., Ran]
 

@@ -19,6 +19,8 @@ from tests.integration.scripts.conftest import Ran
 from tests.servers import Redis
 from tests.waiting import until
 
+pytestmark = pytest.mark.slow
+
 Script = Callable[..., Ran]
 
 
