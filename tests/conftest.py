@@ -13,6 +13,7 @@ from uuid import UUID
 import httpx
 import psycopg
 import pytest
+import structlog
 from psycopg.rows import DictRow, dict_row
 from uuid_utils.compat import uuid7
 
@@ -65,9 +66,10 @@ def environment(postgres: Postgres) -> Iterator[Redis]:
 
 @pytest.fixture(autouse=True)
 def _settings_of_this_test() -> Iterator[None]:
-    """What a test read from an environment that it changed is not there for the next."""
+    """What a test read from an environment that it changed is not there for the next, nor logs as it set them up."""
     yield
     get_settings.cache_clear()
+    structlog.reset_defaults()
 
 
 @pytest.fixture
