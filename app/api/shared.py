@@ -6,6 +6,8 @@ from collections.abc import Callable, Coroutine
 from contextvars import Context
 from typing import Any, Generic, TypeVar
 
+from app.api.within import taken
+
 T = TypeVar("T")
 
 
@@ -27,5 +29,7 @@ class Shared(Generic[T]):
             self._began = time.monotonic()
             # In no caller's context: his request's id would be in the log lines of what is done for all.
             task = self._task = asyncio.get_running_loop().create_task(self._ask(), context=Context())
-        # Shielded: a caller that gives up must not take the answer from the others.
-        return await asyncio.shield(task)
+            task.add_done_callback(taken)
+        # Not awaited itself: a caller that gives up must not take the answer from the others.
+        await asyncio.wait({task})
+        return task.result()

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from app.api.errors import away
 
@@ -10,6 +10,12 @@ T = TypeVar("T")
 
 # With the pool's own limit the API answers, or says 503, in under five seconds.
 SECONDS = 4.0
+
+
+def taken(task: "asyncio.Future[Any]") -> None:
+    """For tasks whose callers may all have given up: an error that nobody took is printed with its traceback."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def within(work: Awaitable[T], *, part: str = "PostgreSQL", seconds: float = SECONDS) -> T:
@@ -23,9 +29,9 @@ async def within(work: Awaitable[T], *, part: str = "PostgreSQL", seconds: float
         Problem: 503, `part` did not answer in time.
     """
     task = asyncio.ensure_future(work)
+    task.add_done_callback(taken)
     done, _ = await asyncio.wait({task}, timeout=seconds)
     if not done:
-        task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
         task.cancel()
         raise away(part, f"no answer within {seconds:g} s")
     return task.result()

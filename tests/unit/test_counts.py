@@ -1,6 +1,7 @@
 """Who shares a look at the queues with whom."""
 
 import asyncio
+import gc
 from collections.abc import Awaitable, Coroutine
 from typing import Any
 
@@ -89,6 +90,30 @@ def test_one_look_at_a_time() -> None:
         await asyncio.gather(*callers)
 
     run(test())
+
+
+@pytest.mark.parametrize("waits", ["for an answer that others wait for", "for an answer of his own"])
+def test_an_error_that_nobody_waits_for_any_more_is_not_printed(waits: str) -> None:
+    """asyncio would, with a traceback, when the task is thrown away."""
+    printed: list[Any] = []
+
+    async def fails() -> None:
+        await asyncio.sleep(0.05)
+        raise psycopg.OperationalError("away")
+
+    async def test() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: printed.append(context))
+        shared = Shared(fails, 0)
+        caller = asyncio.create_task(shared.now() if waits.endswith("wait for") else within(fails()))
+        await asyncio.sleep(0.01)
+        caller.cancel()
+        await asyncio.sleep(0.1)
+        with pytest.raises(psycopg.OperationalError):
+            await shared.now()  # forgets the one before
+
+    run(test())
+    gc.collect()
+    assert printed == []
 
 
 def test_who_gives_up_leaves_the_look_to_the_others(monkeypatch: pytest.MonkeyPatch) -> None:

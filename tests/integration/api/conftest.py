@@ -22,8 +22,11 @@ NOOP: dict[str, Any] = {"kind": "flaky", "payload": {"failures": 0}}
 
 @pytest.fixture(scope="session")
 def address(environment: Redis) -> Iterator[str]:
-    """One API for all tests that neither change its settings nor take its servers away."""
-    with processes.serving(get_settings()) as address:
+    """One API for all tests that neither change its settings nor take its servers away.
+
+    It writes no statistics: they would come some seconds after what they count, in the middle of another test.
+    """
+    with processes.serving(get_settings().model_copy(update={"job_heartbeat_seconds": 3600})) as address:
         yield address
 
 

@@ -89,8 +89,7 @@ def test_what_waits_and_what_is_wrong(serve: Serve, insert_job: Insert, redis: R
     assert any(name.startswith("jobstack_http_request_duration_seconds_bucket{") for name in seen)
 
 
-def test_what_was_counted(serve: Serve, settings: Settings) -> None:
-    database = Database(settings, "test")
+def test_what_was_counted(serve: Serve, database: Database) -> None:
     for process in ("one", "two"):
         ours = Stats(process)
         ours.count(*SLEEP, "succeeded", waited=0.02, ran=4)
@@ -116,13 +115,11 @@ def test_what_was_counted(serve: Serve, settings: Settings) -> None:
     assert first["jobstack_job_run_seconds_sum{kind=sleep}"] == 9
     of_jobs = [name for name in first if name.startswith("jobstack_job")]
     assert {name: second[name] for name in of_jobs} == {name: first[name] for name in of_jobs}
-    database.close()
 
 
 def test_counters_do_not_shrink_when_old_minutes_become_one_row(
-    serve: Serve, settings: Settings, db: Db, redis: Redis
+    serve: Serve, settings: Settings, db: Db, redis: Redis, database: Database
 ) -> None:
-    database = Database(settings, "test")
     # As floats, these have another sum in another order.
     for hours, seconds in ((50, 0.3), (30, 0.2), (20, 0.1), (0, 0.7)):
         ours = Stats("w")
@@ -139,7 +136,6 @@ def test_counters_do_not_shrink_when_old_minutes_become_one_row(
     counted = [name for name in before if name.startswith(("jobstack_jobs_finished", "jobstack_job_run"))]
     assert before["jobstack_jobs_finished_total{kind=sleep,status=succeeded}"] == 4
     assert {name: after[name] for name in counted} == {name: before[name] for name in counted}
-    database.close()
 
 
 def test_a_flush_that_is_refused_waits_for_the_next(settings: Settings, postgres: Postgres, db: Db) -> None:
@@ -177,8 +173,7 @@ def test_what_may_have_been_written_is_not_written_again(settings: Settings, db:
     assert row["jobs"] == 3
 
 
-def test_error_types_are_bounded(settings: Settings, db: Db) -> None:
-    database = Database(settings, "test")
+def test_error_types_are_bounded(database: Database, db: Db) -> None:
     ours = Stats("w")
     for number in range(100):
         ours.count_error(*SLEEP, f"Error{number}")
@@ -186,7 +181,6 @@ def test_error_types_are_bounded(settings: Settings, db: Db) -> None:
     rows = {row["error"]: row["jobs"] for row in db.execute("SELECT error, jobs FROM job_stats").fetchall()}
     assert len(rows) == stats.MOST_ERRORS + 1
     assert rows["other"] == 100 - stats.MOST_ERRORS
-    database.close()
 
 
 def test_the_api_counts_what_it_does(serve: Serve, db: Db) -> None:
