@@ -64,7 +64,9 @@ def unexpected(lines: list[str], output: str) -> str | None:
         return None
     # Some releases of compose clear the line before each, even where it goes to no terminal.
     plain = re.sub(r"\x1b\[[0-9;]*[A-Za-z]", "", output)
-    text = "".join(f"{squeezed(line)}\n" for line in plain.splitlines())
+    # Who did it is told on stderr, which docker brings before or behind what was said at the same time.
+    told = [line for line in plain.splitlines() if '"message": "audit"' not in line]
+    text = "".join(f"{squeezed(line)}\n" for line in told)
     if re.fullmatch("".join(map(pattern, lines)), text):
         return None
     for number, line in enumerate(lines, 1):

@@ -135,6 +135,7 @@ def purge_gone_wrong(night: Night) -> Iterator[dict[str, str]]:
     night.batch(30, {"seconds": 0.1}, priority="low")
     until(lambda: night.redis("llen", "low_priority").strip() == "30", "their messages wait")
     night.stack.compose("stop", "beat")
+    until(lambda: "beat not running" in night.try_script("debug_beat_service.py"), "it shows")
     night.stack.execute("worker", "python", "scripts/purge_celery_queue.py", "low_priority", "--yes")
     night.change("UPDATE jobs SET published_at = published_at - interval '5 minutes' WHERE status = 'queued'")
     yield {}
