@@ -335,13 +335,14 @@ class Script(Report):
         database = self.database
         return within(ANSWER_SECONDS + 1, lambda: database.run(statement, params))
 
-    def cancel(self, job_id: UUID) -> None:
+    def cancel(self, *job_ids: UUID) -> None:
         """As the API does it; one that is over stays as it is."""
-        for row in self.sql(statements.CANCEL, {"id": job_id}):
-            if row["status"] == "cancelled":
-                counted = Stats("scripts")
-                counted.count(row["queue"], row["kind"], WITHDRAWN)
-                counted.flush(self.database)
+        counted = Stats("scripts")
+        for job_id in job_ids:
+            for row in self.sql(statements.CANCEL, {"id": job_id}):
+                if row["status"] == "cancelled":
+                    counted.count(row["queue"], row["kind"], WITHDRAWN)
+        counted.flush(self.database)
 
     @cached_property
     def redis(self) -> Redis:

@@ -141,7 +141,7 @@ def end(script: Script, jobs: list[UUID], tasks: list[str]) -> list[str]:
             return [*map(str, going), *(found.id for found in alive)]
         for job_id in going:
             script.audit(f"cancel {job_id}")
-            script.cancel(job_id)
+        script.cancel(*going)
         if alive:
             withdraw(script, alive)
             quiet_since = time.monotonic()
