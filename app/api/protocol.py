@@ -16,8 +16,9 @@ HEAD_SECONDS = 10
 # A body that comes in slower than BODY_BYTES in BODY_SECONDS is one that only wants to hold a place.
 BODY_SECONDS = 20
 BODY_BYTES = 20_000
-# Connections without a request in progress. Beyond it the one that has waited longest goes: newcomers are not kept out
-# by ten thousand who say nothing.
+# Connections without a request in progress, of those that have had an answer and of the others. Beyond it the one that
+# has waited longest goes: ten thousand who say nothing neither keep newcomers out nor cut off whoever keeps a
+# connection for the next request, which may just be on its way.
 MOST_IDLE = 1000
 # So long does the kernel keep what a client does not take in: a reader who stopped looks alive for ever.
 UNREAD_SECONDS = 60
@@ -44,14 +45,14 @@ def allow_pauses(scope: Scope) -> None:
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
-    # In the order in which they began to wait.
-    _idle: ClassVar[dict["Protocol", None]] = {}
+    # In the order in which they began to wait: the unanswered, the answered.
+    _idle: ClassVar[tuple[dict["Protocol", None], dict["Protocol", None]]] = {}, {}
     _timer: TimerHandle | None = None
     # Since something came of what was read.
     _unread = 0
     _kept = 0.0
     _body = 0
-    _begun = _receiving = _too_large = False
+    _answered = _begun = _receiving = _too_large = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -60,7 +61,7 @@ class Protocol(HttpToolsProtocol):
         self._set_timer(HEAD_SECONDS, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._idle.pop(self, None)
+        self._idle[self._answered].pop(self, None)
         self._cancel_timer()
         super().connection_lost(exc)
 
@@ -73,7 +74,7 @@ class Protocol(HttpToolsProtocol):
             # Most requests come in one piece, and need no timer at all.
             if self._receiving:
                 self._set_timer(BODY_SECONDS, self._look_at_body)
-            elif self in self._idle:
+            elif self in self._idle[self._answered]:
                 self._set_timer(HEAD_SECONDS, self._give_up)
 
     def on_message_begin(self) -> None:
@@ -87,7 +88,7 @@ class Protocol(HttpToolsProtocol):
         if self._kept != UNREAD_SECONDS:
             self.keep_unread(UNREAD_SECONDS)
         self._unread = self._body = 0
-        self._idle.pop(self, None)
+        self._idle[self._answered].pop(self, None)
         self._cancel_timer()
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
             self._too_large = True
@@ -114,6 +115,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        self._answered = True
         if not self.pipeline and self.cycle.response_complete and not self.transport.is_closing():
             self._wait()
 
@@ -124,11 +126,12 @@ class Protocol(HttpToolsProtocol):
             super().send_400_response(msg)
 
     def _wait(self) -> None:
-        self._idle[self] = None
+        idle = self._idle[self._answered]
+        idle[self] = None
         if self._begun:  # half a head came with the request before
             self._set_timer(HEAD_SECONDS, self._give_up)
-        if len(self._idle) > MOST_IDLE:
-            next(iter(self._idle))._give_up()
+        if len(idle) > MOST_IDLE:
+            next(iter(idle))._give_up()
 
     def _look_at_body(self) -> None:
         # Not read because we don't take it is not the client's fault.
@@ -152,5 +155,5 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _give_up(self) -> None:
-        self._idle.pop(self, None)
+        self._idle[self._answered].pop(self, None)
         self.transport.abort()

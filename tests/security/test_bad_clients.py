@@ -138,7 +138,29 @@ def test_thousands_that_say_nothing_keep_nobody_out(
     until(lambda: sum(map(is_alive, silent)) <= 50, "the others are gone")
     silent[-1].sendall(b"Connection: close\r\n\r\n")
     assert b"200 OK" in answer(silent[-1])
-    assert len(protocol.Protocol._idle) <= 50
+    assert all(len(idle) <= 50 for idle in protocol.Protocol._idle)
+
+
+def test_a_kept_connection_outlives_those_that_say_nothing(
+    serve: Serve, connect: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "MOST_IDLE", 5)
+    api = serve()
+    kept = connect(api)
+    kept.sendall(HEAD + b"\r\n")
+    assert b"200 OK" in kept.recv(65536)
+    silent = [connect(api) for _ in range(30)]
+    until(lambda: sum(map(is_alive, silent)) <= 5, "most of the silent are gone")
+    kept.sendall(HEAD + b"Connection: close\r\n\r\n")
+    assert b"200 OK" in answer(kept)
+    # Among themselves the answered go as the silent do.
+    answered = []
+    for _ in range(6):
+        answered.append(connect(api))
+        answered[-1].sendall(HEAD + b"\r\n")
+        assert b"200 OK" in answered[-1].recv(65536)
+    until(lambda: not is_alive(answered[0]), "the one that has waited longest is gone")
+    assert all(map(is_alive, answered[1:]))
 
 
 def test_a_body_that_hardly_comes_is_given_up(
