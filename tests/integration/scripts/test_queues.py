@@ -163,6 +163,7 @@ def test_short_jobs_need_no_message_of_their_own(
     start("worker")
     for job_id in short:
         assert jobs.finished(job_id)["status"] == "succeeded"
+    until(lambda: redis.client.hlen("unacked") == 0, "the worker looks for no more of them")
     again = jobs.insert(short=True)
     assert script("task_manager", "status", again).json["state"] == "waits for its group"
 
