@@ -45,14 +45,16 @@ def allow_pauses(scope: Scope) -> None:
 class Protocol(HttpToolsProtocol):
     """One connection."""
 
-    # In the order in which they began to wait: the unanswered, the answered.
-    _idle: ClassVar[tuple[dict["Protocol", None], dict["Protocol", None]]] = {}, {}
+    # In the order in which they began to wait; `_idle` is the one of the two that this connection waits in.
+    _unanswered: ClassVar[dict["Protocol", None]] = {}
+    _answered: ClassVar[dict["Protocol", None]] = {}
+    _idle = _unanswered
     _timer: TimerHandle | None = None
     # Since something came of what was read.
     _unread = 0
     _kept = 0.0
     _body = 0
-    _answered = _begun = _receiving = _too_large = False
+    _begun = _receiving = _too_large = False
 
     def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -61,7 +63,7 @@ class Protocol(HttpToolsProtocol):
         self._set_timer(HEAD_SECONDS, self._give_up)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._idle[self._answered].pop(self, None)
+        self._idle.pop(self, None)
         self._cancel_timer()
         super().connection_lost(exc)
 
@@ -74,7 +76,7 @@ class Protocol(HttpToolsProtocol):
             # Most requests come in one piece, and need no timer at all.
             if self._receiving:
                 self._set_timer(BODY_SECONDS, self._look_at_body)
-            elif self in self._idle[self._answered]:
+            elif self in self._idle:
                 self._set_timer(HEAD_SECONDS, self._give_up)
 
     def on_message_begin(self) -> None:
@@ -88,7 +90,7 @@ class Protocol(HttpToolsProtocol):
         if self._kept != UNREAD_SECONDS:
             self.keep_unread(UNREAD_SECONDS)
         self._unread = self._body = 0
-        self._idle[self._answered].pop(self, None)
+        self._idle.pop(self, None)
         self._cancel_timer()
         if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
             self._too_large = True
@@ -115,7 +117,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._answered = True
+        self._idle = self._answered
         if not self.pipeline and self.cycle.response_complete and not self.transport.is_closing():
             self._wait()
 
@@ -126,12 +128,11 @@ class Protocol(HttpToolsProtocol):
             super().send_400_response(msg)
 
     def _wait(self) -> None:
-        idle = self._idle[self._answered]
-        idle[self] = None
+        self._idle[self] = None
         if self._begun:  # half a head came with the request before
             self._set_timer(HEAD_SECONDS, self._give_up)
-        if len(idle) > MOST_IDLE:
-            next(iter(idle))._give_up()
+        if len(self._idle) > MOST_IDLE:
+            next(iter(self._idle))._give_up()
 
     def _look_at_body(self) -> None:
         # Not read because we don't take it is not the client's fault.
@@ -155,5 +156,5 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
     def _give_up(self) -> None:
-        self._idle[self._answered].pop(self, None)
+        self._idle.pop(self, None)
         self.transport.abort()

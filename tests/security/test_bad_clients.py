@@ -138,7 +138,8 @@ def test_thousands_that_say_nothing_keep_nobody_out(
     until(lambda: sum(map(is_alive, silent)) <= 50, "the others are gone")
     silent[-1].sendall(b"Connection: close\r\n\r\n")
     assert b"200 OK" in answer(silent[-1])
-    assert all(len(idle) <= 50 for idle in protocol.Protocol._idle)
+    assert len(protocol.Protocol._unanswered) <= 50
+    assert len(protocol.Protocol._answered) <= 50
 
 
 def test_a_kept_connection_outlives_those_that_say_nothing(

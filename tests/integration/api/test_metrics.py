@@ -138,8 +138,8 @@ def test_counters_do_not_shrink_when_old_minutes_become_one_row(
     assert {name: after[name] for name in counted} == {name: before[name] for name in counted}
 
 
-def test_a_flush_that_is_refused_waits_for_the_next(settings: Settings, postgres: Postgres, db: Db) -> None:
-    with closing(Database(settings, "test")) as database, psycopg.connect(postgres.url) as other:
+def test_a_flush_that_is_refused_waits_for_the_next(database: Database, postgres: Postgres, db: Db) -> None:
+    with psycopg.connect(postgres.url) as other:
         other.execute("LOCK TABLE job_stats")
         ours = Stats("w")
         for _ in range(2):
