@@ -8,7 +8,8 @@ import asyncio
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
 from contextvars import Context
 from itertools import accumulate, islice, takewhile
 from typing import Any, NamedTuple, cast
@@ -130,17 +131,17 @@ class Creator:
 
     async def all_or_none(self, jobs: Sequence[NewJob]) -> list[Created]:
         """Inserts these jobs in one transaction, and returns them in order. Raises as `one` does."""
-        async with self._pool.connection() as connection:
+        async with self._begin(jobs) as (connection, open_queues):
             try:
                 async with connection.transaction():
-                    results = await self._insert(connection, jobs)
+                    results = await self._insert(connection, jobs, open_queues)
                     for result in results:
                         if isinstance(result, Exception):
                             raise result
             except psycopg.errors.ForeignKeyViolation:
                 raise await _unknown_files(connection, jobs) from None
-        created = [result for result in results if isinstance(result, Created)]
-        self._publish(created)
+            created = [result for result in results if isinstance(result, Created)]
+            self._publish(created)
         return created
 
     async def _lane(self) -> None:
@@ -166,10 +167,12 @@ class Creator:
                     task.cancel()
 
     async def _create(self, group: list[_Call]) -> None:
+        jobs = [call.job for call in group]
         results: Sequence[Created | Exception]
         try:
-            async with self._pool.connection() as connection:
-                results = await self._insert_each(connection, [call.job for call in group])
+            async with self._begin(jobs) as (connection, open_queues):
+                results = await self._insert_each(connection, jobs, open_queues)
+                self._publish([result for result in results if isinstance(result, Created)])
         except Exception as error:  # noqa: BLE001 - whatever it is, each caller gets it
             results = [error] * len(group)
         for call, result in zip(group, results, strict=True):
@@ -179,7 +182,13 @@ class Creator:
                 call.created.set_exception(result)
             else:
                 call.created.set_result(result)
-        self._publish([result for result in results if isinstance(result, Created)])
+
+    @asynccontextmanager
+    async def _begin(self, jobs: Sequence[NewJob]) -> AsyncIterator[tuple[Connection, list[str]]]:
+        """A connection, and the queues that have room for these jobs' messages until the end of the block."""
+        async with self._pool.connection() as connection:
+            with self._publisher.room_for(job.queue for job in jobs if not job.short) as open_queues:
+                yield connection, open_queues
 
     def _publish(self, created: list[Created]) -> None:
         rows = [row for row, new in created if new]
@@ -191,9 +200,11 @@ class Creator:
         if any(not row["short"] for row in due):
             self._publisher.ask_dispatch()
 
-    async def _insert_each(self, connection: Connection, jobs: Sequence[NewJob]) -> list[Created | Exception]:
+    async def _insert_each(
+        self, connection: Connection, jobs: Sequence[NewJob], open_queues: list[str]
+    ) -> list[Created | Exception]:
         try:
-            return await self._insert(connection, jobs)
+            return await self._insert(connection, jobs, open_queues)
         except CONNECTION_LOST:
             raise
         except psycopg.errors.ForeignKeyViolation:
@@ -203,9 +214,11 @@ class Creator:
             if len(jobs) == 1:
                 return [error]
         # One row spoilt it for all: each for itself.
-        return [result for job in jobs for result in await self._insert_each(connection, [job])]
+        return [result for job in jobs for result in await self._insert_each(connection, [job], open_queues)]
 
-    async def _insert(self, connection: Connection, jobs: Sequence[NewJob]) -> list[Created | Exception]:
+    async def _insert(
+        self, connection: Connection, jobs: Sequence[NewJob], open_queues: list[str]
+    ) -> list[Created | Exception]:
         """One statement, and a second one only where a key was there before."""
         hashes = (job.request_hash and f"\\x{job.request_hash.hex()}" for job in jobs)
         params = {
@@ -223,7 +236,7 @@ class Creator:
             "short": array(job.short for job in jobs),
             "file_jobs": array(job.id for job in jobs for _ in job.file_ids),
             "file_ids": array(file_id for job in jobs for file_id in job.file_ids),
-            "open_queues": self._publisher.open_queues(len(jobs)),
+            "open_queues": open_queues,
         }
         made = {row["id"]: row for row in await (await connection.execute(statements.CREATE, params)).fetchall()}
         by_id: dict[UUID, Created | Exception] = {

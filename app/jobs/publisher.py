@@ -2,20 +2,21 @@
 
 import asyncio
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import redis.asyncio
 
 from app import logs
 from app.jobs import messages
-from app.queues import ALL_QUEUES, JOB_QUEUES, MAINTENANCE
+from app.queues import ALL_QUEUES, MAINTENANCE
 from app.settings import Settings
 
 log = logs.get(__name__)
 
 AWAY_SECONDS = 1.0
 ASK_SECONDS = 0.2
-MOST_WAITING = 10_000
 
 
 class Publisher:
@@ -27,26 +28,39 @@ class Publisher:
         self._waiting: list[messages.Address] = []
         self._wanted = asyncio.Event()
         # Each queue's length when last seen: at a send, or when dispatch was asked for, which a full queue leads to.
-        self._lengths: dict[str, int] = {}
+        self._lengths: defaultdict[str, int] = defaultdict(int)
+        # Messages for each queue that those lengths don't contain: of rows being inserted, to be sent, on their way.
+        self._coming: Counter[str] = Counter()
         self._away_until = 0.0
         self._to_wake: set[str] = set()
         self._ask_dispatch = False
         self._asked_at = 0.0
         self._stopped = False
 
-    def open_queues(self, count: int) -> list[str]:
-        """Queues whose window has room for `count` messages, as far as this process knows."""
-        if self._client is None or time.monotonic() < self._away_until:
-            return []
-        room = self._settings.queue_window - len(self._waiting) - count
-        return [queue for queue in JOB_QUEUES if self._lengths.get(queue, 0) <= room]
+    @contextmanager
+    def room_for(self, queues: Iterable[str]) -> Iterator[list[str]]:
+        """Which of these queues (one entry a message) have room for all that is to come, as far as this process knows.
+
+        It is kept until the end of the block, in which the messages are submitted.
+        """
+        wanted = Counter(queues)
+        kept: Counter[str] = Counter()
+        if self._client is not None and time.monotonic() >= self._away_until:
+            for queue, count in wanted.items():
+                if self._lengths[queue] + self._coming[queue] + count <= self._settings.queue_window:
+                    kept[queue] = count
+        self._coming += kept
+        try:
+            yield list(kept)
+        finally:
+            self._coming -= kept
 
     def submit(self, rows: Iterable[dict[str, object]]) -> None:
-        """Queues messages for rows that were inserted as published."""
+        """Queues messages for rows that were inserted as published; so never more than had room."""
         addresses = [messages.Address(row["id"], row["kind"], row["queue"]) for row in rows]  # type: ignore[arg-type]
-        # Beyond this the rows wait for repair: memory must not depend on how long Redis is away.
-        self._waiting.extend(addresses[: max(0, MOST_WAITING - len(self._waiting))])
-        if self._waiting:
+        if addresses:
+            self._waiting += addresses
+            self._coming.update(job.queue for job in addresses)
             self._wanted.set()
 
     def wake(self, queues: set[str]) -> None:
@@ -83,12 +97,16 @@ class Publisher:
         try:
             await self._send(self._client, batch, wake, ask=ask)
         except messages.REDIS_ERRORS as error:
-            # It may have arrived all the same: harmless. Until Redis is looked at again, rows go in unpublished, so
-            # that dispatch finds them at once and not after repair's patience.
+            # It may have arrived all the same: harmless, but it takes room. Until Redis is looked at again, rows go in
+            # unpublished, so that dispatch finds them at once and not after repair's patience.
             self._away_until = time.monotonic() + AWAY_SECONDS
+            for job in batch:
+                self._lengths[job.queue] += 1
             log.warning("publish_failed", jobs=len(batch), error=str(error), note="dispatch sends them later")
         except Exception:  # a mistake of ours must not end all publishing
             log.exception("publish_failed", jobs=len(batch))
+        finally:
+            self._coming.subtract(job.queue for job in batch)
 
     async def _send(
         self, client: redis.asyncio.Redis, batch: list[messages.Address], wake: set[str], *, ask: bool

@@ -3,7 +3,6 @@
 Hours pass in milliseconds here: beat and the tasks ask the database for the time, and these tests own its `now()`.
 """
 
-import asyncio
 import importlib
 import json
 import os
@@ -28,7 +27,6 @@ from app import ticks
 from app.celery_app import celery_app
 from app.database import Database
 from app.jobs import messages
-from app.jobs.publisher import ASK_SECONDS, Publisher
 from app.queues import ALL_QUEUES, MAINTENANCE
 from app.schedule import SCHEDULE, Entry
 from app.settings import Settings, SettingsError
@@ -382,25 +380,6 @@ def test_nobody_consumes_for_an_hour(beat: Any, clock: Clock, redis: Redis) -> N
     # One message an entry and patience, and none beyond the limit.
     assert redis.length(MAINTENANCE) <= messages.MOST_MAINTENANCE + len(SCHEDULE)
     assert redis.client.memory_usage(MAINTENANCE) < 200_000  # type: ignore[operator]
-
-
-def test_the_api_asks_no_more_where_nobody_listens(settings: Settings, redis: Redis) -> None:
-    """An hour of requests that leave rows to dispatch: five a second."""
-
-    async def ask() -> None:
-        client = messages.connect_async(settings)
-        publisher = Publisher(settings, client)
-        for _ in range(300):
-            publisher._asked_at -= 2 * ASK_SECONDS
-            publisher.ask_dispatch()
-            await publisher._flush()
-        await client.aclose()
-
-    asyncio.run(ask())
-    assert redis.length(MAINTENANCE) == messages.MOST_MAINTENANCE
-    redis.client.delete(MAINTENANCE)
-    asyncio.run(ask())
-    assert redis.length(MAINTENANCE) == messages.MOST_MAINTENANCE
 
 
 def test_a_tick_does_not_depend_on_a_machines_clock(beat: Any, redis: Redis) -> None:

@@ -78,6 +78,17 @@ def test_beyond_the_window_rows_wait_in_postgresql(serve: Callable[..., httpx.Cl
     assert row["n"] == 5
 
 
+def test_calls_at_once_share_one_window(serve: Callable[..., httpx.Client], redis: Redis) -> None:
+    api = serve(queue_window=3)
+    batch = {"jobs": [NOOP] * 2}
+    with ThreadPoolExecutor(12) as pool:
+        answers = [pool.submit(api.post, "/api/jobs", json=NOOP) for _ in range(20)]
+        answers += [pool.submit(api.post, "/api/jobs/batch", json=batch) for _ in range(20)]
+    assert {answer.result().status_code for answer in answers} == {202}
+    until(lambda: waiting(redis, "maintenance"), "dispatch is asked for")
+    assert len(waiting(redis, "default")) <= 3
+
+
 # --- when, and how often ---------------------------------------------------------------------------------------------
 
 
