@@ -38,15 +38,19 @@ def _say(ctx: Any, step: Any, heads: Any, run_args: Any) -> None:
     print(f"{step.up_revision_id} {step.up_revision.doc}: {'done' if step.is_upgrade else 'undone'}", flush=True)
 
 
-# By a transaction of its own, so that it holds through PgBouncer too, and ends with this process. CREATE INDEX
-# CONCURRENTLY waits for everybody who has a snapshot, and it must not be this one: who waits for a lock has one, so it
-# is only tried for; and so has who got an answer to a statement with parameters, until the next one.
-with psycopg.connect(where) as keeper, engine.connect() as connection:
+# Held by a transaction of its own, so that it works through PgBouncer too, and ends with this process. CREATE INDEX
+# CONCURRENTLY waits for the end of every transaction that has a snapshot, and would wait for ever for this one or for
+# those that wait for it. So nobody waits inside a statement or a transaction, each try is one; and none is prepared,
+# as psycopg would from the sixth on, since what was prepared keeps its snapshot until the next statement.
+with psycopg.connect(where, prepare_threshold=None) as keeper, engine.connect() as connection:
+    said = False
+    while keeper.execute(TRY_LOCK).fetchone() is None:
+        keeper.rollback()
+        if not said:
+            said = True
+            print("Another migration is at work, waiting for its end", flush=True)
+        time.sleep(LOOK_SECONDS)
     keeper.execute("SET LOCAL idle_in_transaction_session_timeout = 0")
-    if keeper.execute(TRY_LOCK).fetchone() is None:
-        print("Another migration is at work, waiting for its end", flush=True)
-        while keeper.execute(TRY_LOCK).fetchone() is None:
-            time.sleep(LOOK_SECONDS)
     context.configure(
         connection=connection,
         target_metadata=metadata,

@@ -148,6 +148,35 @@ def test_an_index_waits_for_others_and_nobody_for_it(postgres: Postgres, environ
     assert "A table is in use" not in said
 
 
+def test_who_waits_for_another_migration_holds_up_no_index(postgres: Postgres, environment: object) -> None:
+    url = postgres.another_database("queueing")
+    run(url, "alembic", "upgrade", "0002")
+    looks = "SELECT query_start FROM pg_stat_activity WHERE datname = 'queueing' AND application_name ~ 'migrate'"
+    seen = set[Any]()
+    with (
+        psycopg.connect(url) as other,
+        psycopg.connect(url, autocommit=True) as user,
+        begin(url, "-m", "app.migrate") as migration,
+    ):
+
+        def tried_again() -> bool:
+            seen.update(user.execute(looks).fetchall())
+            return len(seen) > 20
+
+        try:
+            other.execute("SELECT pg_advisory_xact_lock(7261544021)")
+            # psycopg prepares what is asked for the sixth time.
+            until(tried_again, "it tries for the lock again and again")
+            user.execute("SET statement_timeout = '10s'")
+            user.execute("CREATE INDEX CONCURRENTLY files_name ON files (name)")
+            other.commit()
+            # After all these tries it builds its own indexes, too.
+            assert "0003" in migration.communicate(timeout=60)[0]
+        finally:
+            migration.kill()
+    assert migration.returncode == 0
+
+
 @pytest.fixture
 def begun(tmp_path: Path, redis: Redis) -> Any:
     with ExitStack() as stack:
