@@ -11,6 +11,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+import hypothesis
 import psycopg
 import pytest
 import structlog
@@ -29,6 +30,12 @@ from tests import processes, servers
 from tests.processes import Process
 from tests.servers import Postgres, Redis
 from worker.runner import Claim, Runner
+
+# The same examples each time, however slow the machine is at this moment.
+hypothesis.settings.register_profile(
+    "jobstack", deadline=None, derandomize=True, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("jobstack")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

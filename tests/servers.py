@@ -6,6 +6,7 @@ Both can be frozen and stopped, which is what the tests are about.
 import json
 import os
 import pwd
+import random
 import shutil
 import signal
 import socket
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,21 @@ from tests.waiting import until
 os.environ.setdefault("TESTCONTAINERS_RYUK_DISABLED", "true")
 
 
+# Nothing is to survive a power cut here, and nobody else is to vacuum and count while a test looks.
+POSTGRES_OPTIONS = ("-c", "fsync=off", "-c", "autovacuum=off")
+_given = set[int]()
+
+
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """One that this process has not had before, below those that systems give away by themselves: nobody else comes
+    upon it before it is bound, or while a test has its server stopped."""
+    while True:
+        port = random.SystemRandom().randrange(10_000, 32_768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in _given:
+                _given.add(port)
+                return port
 
 
 def engine_answers() -> bool:
@@ -169,7 +180,7 @@ def postgres_server() -> Iterator[Postgres]:
             from testcontainers.core.container import DockerContainer
 
             container = DockerContainer("postgres:18").with_env("POSTGRES_PASSWORD", "secret")
-            container.with_bind_ports(5432, port).with_command("postgres -c fsync=off")
+            container.with_bind_ports(5432, port).with_command(f"postgres {' '.join(POSTGRES_OPTIONS)}")
             stack.enter_context(container)
             wrapped: Any = container.get_wrapped_container()
             url = f"postgresql://postgres:secret@127.0.0.1:{port}/postgres"
@@ -188,7 +199,7 @@ def _embedded_postgres(port: int) -> Iterator[Postgres]:
         user = servers.prepare_postgres(data, "secret")
         # The other user's groups as well: with root's, folders would count as root's group's.
         whose: Any = {"user": user, "group": pwd.getpwnam(user).pw_gid, "extra_groups": []} if user else {}
-        command = [*servers.postgres_command(data, port), "-c", "fsync=off"]
+        command = [*servers.postgres_command(data, port), *POSTGRES_OPTIONS]
         running: list[subprocess.Popen[bytes]] = []
 
         def start() -> None:
@@ -197,8 +208,10 @@ def _embedded_postgres(port: int) -> Iterator[Postgres]:
         def signal_all(number: int) -> None:
             """A process for each connection: freezing the first alone would stop nothing."""
             first = psutil.Process(running[-1].pid)
-            for process in (first, *first.children(recursive=True)):
-                process.send_signal(number)
+            first.send_signal(number)  # and it begins no others
+            for process in first.children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
 
         def stop() -> None:
             # "Fast": ends the connections, writes everything down.

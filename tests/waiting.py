@@ -7,7 +7,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def until(condition: Callable[[], T | None], what: str, *, seconds: float = 30) -> T:
+def until(condition: Callable[[], T | None], what: str, *, seconds: float = 60) -> T:
     """The first true value of `condition`, asked every 50 ms. Fails with `what` after `seconds`."""
     end = time.monotonic() + seconds
     while True:
