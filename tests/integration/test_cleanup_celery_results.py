@@ -148,9 +148,16 @@ def test_what_is_unacknowledged_and_queued_stays(run: Run, redis: Redis) -> None
     assert {key: left[key] for key in before} == before
 
 
+def hearing(redis: Redis) -> int:
+    """How many workers hear commands: a moment after they are bound and alive. An empty message is none to them."""
+    heard: int = redis.client.publish("/0.celery.pidbox", "")  # type: ignore[assignment]
+    return heard
+
+
 def test_replies_that_nobody_reads_end(run: Run, redis: Redis, start: Callable[..., Process]) -> None:
     """A worker answers a client that was killed while it waited."""
     start("worker")
+    until(lambda: hearing(redis) == 1, "it listens")
     control: Any = celery_app.control
     with celery_app.connection_for_write() as connection:
         asking = control.mailbox(connection)
@@ -169,21 +176,21 @@ def test_bindings_of_dead_workers_go_and_the_living_answer(
 ) -> None:
     key, separator = "_kombu.binding.celery.pidbox", "\x06\x16"
     living = start("worker")
-    until(lambda: redis.client.scard(key) == 1, "it is bound")
+    until(lambda: hearing(redis) == 1, "it listens")
     bound = redis.client.smembers(key)
     dead = start("worker-maintenance")
-    until(lambda: redis.client.scard(key) == 2, "both are bound")
+    until(lambda: hearing(redis) == 2, "both listen")
     redis.client.sadd("_kombu.binding.celeryev", f"#{separator}{separator}celeryev.of-a-flower-that-was-killed")
     assert run() == {}
     next_hour(redis)
     assert run() == {"bindings": 1}  # of the events; both workers live
     dead.kill()
-    until(lambda: redis.client.publish("/0.celery.pidbox", "") == 1, "Redis has noticed")
+    until(lambda: hearing(redis) == 1, "Redis has noticed")
     assert run() == {}  # one look in some minutes
     next_hour(redis)
     assert run() == {"bindings": 1}
     assert redis.client.smembers(key) == bound
-    [answer] = celery_app.control.ping(timeout=3) or []
+    [answer] = celery_app.control.ping(timeout=10, limit=1) or []
     assert "pong" in str(answer), living.log
     next_hour(redis)
     assert run() == {}

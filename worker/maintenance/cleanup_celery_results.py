@@ -44,6 +44,8 @@ REPLIES_SECONDS = 60
 #   seconds in which it waits, and comes back with its next question: at worst, one `inspect` gets no answer.
 LOOK_SECONDS = 600
 SEEN_SECONDS = 6 * 3600
+# A worker that lives answers at once, unless its machine is very busy; without its binding it would hear no command.
+PING_SECONDS = 3
 LOOKED_KEY = "jobstack:cleanup_celery_results:looked"
 SEEN_KEY = "jobstack:cleanup_celery_results:seen:"
 # Exchange -> a channel that all its listeners hear.
@@ -127,7 +129,7 @@ def _remove_bindings(client: redis.Redis) -> int:
         listeners = cast(int, client.publish(f"/{database}.{topic}", "")) if topic else 0
         if cast(int, client.scard(key)) > listeners and (dead := cast(set[bytes], client.sinter([key, seen]))):
             if exchange == "celery.pidbox":
-                living = [name for answer in celery_app.control.ping(timeout=1) or () for name in answer]
+                living = [name for answer in celery_app.control.ping(timeout=PING_SECONDS) or () for name in answer]
                 dead = {member for member in dead if not member.endswith(tuple(_mailbox(name) for name in living))}
             removed += cast(int, client.srem(key, *dead)) if dead else 0
         client.sunionstore(seen, [key])
