@@ -52,7 +52,7 @@ class Jobs:
             address = messages.Address(row["id"], row["kind"], row["queue"])
             self._redis.client.lpush(row["queue"], messages.job_message(address, self._settings))
 
-    def until(self, job_id: UUID, condition: Callable[[DictRow], Any], what: str, *, seconds: float = 30) -> DictRow:
+    def until(self, job_id: UUID, condition: Callable[[DictRow], Any], what: str, *, seconds: float = 60) -> DictRow:
         """The job's row, once `condition` holds for it."""
 
         def fits() -> DictRow | None:
@@ -64,13 +64,13 @@ class Jobs:
         except AssertionError as error:
             raise AssertionError(f"{error}; the job is {self.get(job_id)}") from None
 
-    def running(self, job_id: UUID, *, attempt: int = 1, seconds: float = 30) -> DictRow:
+    def running(self, job_id: UUID, *, attempt: int = 1, seconds: float = 60) -> DictRow:
         def is_running(row: DictRow) -> bool:
             return bool(row["status"] == "running" and row["attempt"] == attempt)
 
         return self.until(job_id, is_running, f"attempt {attempt} runs", seconds=seconds)
 
-    def finished(self, job_id: UUID, *, seconds: float = 30) -> DictRow:
+    def finished(self, job_id: UUID, *, seconds: float = 60) -> DictRow:
         return self.until(job_id, lambda row: row["status"] in FINAL, "the job is over", seconds=seconds)
 
     def attempts(self, job_id: UUID) -> list[DictRow]:

@@ -14,6 +14,7 @@ from app.jobs import statements
 from app.settings import Settings
 from tests.integration.conftest import Cancel, Jobs, events, log_lines
 from tests.processes import Process
+from tests.waiting import until
 
 ROUNDS = 200
 ENDS: dict[str, dict[str, Any]] = {
@@ -46,14 +47,14 @@ def test_a_handler_that_never_looks_is_stopped(worker: Process, jobs: Jobs, canc
     pid = jobs.running(job_id)["pid"]
     begin = time.monotonic()
     cancel(job_id)
-    job = jobs.finished(job_id, seconds=10)
-    assert 1.5 <= time.monotonic() - begin < 5  # CANCEL_GRACE_SECONDS, and a heartbeat to hear of it
+    job = jobs.finished(job_id)
+    assert 1.5 <= time.monotonic() - begin < 30  # CANCEL_GRACE_SECONDS, and a heartbeat to hear of it; not its 60
     assert (job["status"], job["attempt"], job["error"]) == ("cancelled", 1, None)
     assert jobs.attempts(job_id) == []
     # The worker goes on with a new child.
     after = [jobs.start() for _ in range(4)]
     assert [jobs.finished(job_id)["status"] for job_id in after] == ["succeeded"] * 4
-    assert not psutil.pid_exists(pid)
+    until(lambda: not psutil.pid_exists(pid), "its process is gone")
     assert len(events(worker, "cancelled_job_killed")) == 1
     assert not [line for line in log_lines(worker) if "exception" in line], worker.log
 

@@ -94,8 +94,8 @@ def test_a_dead_consumers_message_comes_back_after_the_visibility_timeout_and_no
     app = make_app(broker_transport_options={"visibility_timeout": 2})
     app.send_task("anything", queue="default")
     dead = app.connection_for_read()
-    _take(dead)
     began = time.monotonic()
+    _take(dead)
     assert redis.client.hlen("unacked") == 1
     with app.connection_for_read() as living:
         channel: Any = living.default_channel
@@ -105,7 +105,7 @@ def test_a_dead_consumers_message_comes_back_after_the_visibility_timeout_and_no
             redis.client.delete("unacked_mutex")  # kombu looks only every so often
             return bool(redis.client.llen("default"))
 
-        until(restored, "the message is back", seconds=20)
+        until(restored, "the message is back")
     assert time.monotonic() - began > 1.5
     [message] = redis.client.lrange("default", 0, -1)  # type: ignore[misc]
     assert json.loads(message)["headers"]["task"] == "anything"

@@ -130,7 +130,12 @@ def test_messages_for_nothing(worker: Process, jobs: Jobs, redis: Redis, setting
     until(lambda: not redis.client.llen("default"), "all messages are read")
     assert {job_id: jobs.get(job_id) for job_id in before} == before
     assert jobs.get(again)["attempt"] == 1
-    assert len([line for line in events(worker, "job_ended") if line["job_id"] == str(again)]) == 1
+
+    def ends() -> int:
+        return len([line for line in events(worker, "job_ended") if line["job_id"] == str(again)])
+
+    until(ends, "its end is logged")
+    assert ends() == 1
 
 
 def test_a_kind_that_this_release_does_not_know(worker: Process, jobs: Jobs) -> None:

@@ -362,17 +362,21 @@ def test_a_job_that_comes_between_the_look_and_the_lock_keeps_its_file(
 ) -> None:
     named, other = old(), old()
     paused = (
-        store.DELETE_EXPIRED.replace("WITH old", "WITH pause AS MATERIALIZED (SELECT pg_sleep(1)), old", 1)
+        store.DELETE_EXPIRED.replace(
+            "WITH old", "WITH pause AS MATERIALIZED (SELECT pg_advisory_xact_lock_shared(1)), old", 1
+        )
         .replace("FROM files\n", "FROM files CROSS JOIN pause\n", 1)
         .replace("FOR UPDATE SKIP", "FOR UPDATE OF files SKIP", 1)
     )
     monkeypatch.setattr(store, "DELETE_EXPIRED", paused)
     done: list[dict[str, Any]] = []
     cleaning = threading.Thread(target=lambda: done.append(run()))
+    db.execute("SELECT pg_advisory_lock(1)")
     cleaning.start()
-    asleep = "SELECT FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-    until(lambda: db.execute(asleep).rowcount == 1, "it has looked")
+    waits = "SELECT FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"
+    until(lambda: db.execute(waits).rowcount == 1, "it has looked")
     needs(db, jobs.insert(), named)
+    db.execute("SELECT pg_advisory_unlock(1)")
     cleaning.join()
     assert done == [{"expired": 1}]
     assert rows(db) == stored(folder) == {named}

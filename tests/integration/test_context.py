@@ -111,9 +111,8 @@ def progress_writes(db: Connection) -> Any:
 
 def test_progress_is_written_twice_a_second_and_at_the_end(run_handler: RunHandler, progress_writes: Any) -> None:
     def busy(ctx: Context) -> None:
-        end = time.monotonic() + 1.8
         number = 0
-        while time.monotonic() < end:
+        while len(progress_writes()) < 4:
             number += 1
             ctx.progress(number, 1_000_000, "counting")
             time.sleep(0.001)
@@ -121,7 +120,7 @@ def test_progress_is_written_twice_a_second_and_at_the_end(run_handler: RunHandl
 
     _, job = run_handler(busy)
     writes = progress_writes()
-    assert 3 <= len(writes) <= 5
+    assert len(writes) >= 5
     gaps = [(b["at"] - a["at"]).total_seconds() for a, b in pairwise(writes[:-1])]
     assert min(gaps) >= 0.45
     assert job["progress"] == {"current": 1_000_000, "total": 1_000_000, "message": None}
@@ -231,21 +230,22 @@ def test_the_soft_limit_is_an_exception_that_is_retried(
     assert outcome == "retry"
     assert tidied == [True]
     assert job["error"]["type"] == "SoftTimeLimitExceeded"
-    assert 1 <= (job["run_at"] - job["heartbeat_at"]).total_seconds() < 4
-    assert [attempt["error"] for attempt in jobs.attempts(job["id"])] == [job["error"]]
+    [attempt] = jobs.attempts(job["id"])
+    assert 1 <= (job["run_at"] - attempt["ended_at"]).total_seconds() <= 2
+    assert attempt["error"] == job["error"]
 
 
 def test_the_soft_limit_spares_the_record_of_a_step(
     run_handler: RunHandler, db: Connection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Struck in there, a paid step would be paid again."""
-    limited(monkeypatch, run_handler, 0.5)
+    limited(monkeypatch, run_handler, 2)
     database = run_handler.runner.database  # type: ignore[attr-defined]
     run = database.run
 
     def slowly(statement: str, params: Any = None) -> Any:
         if statement == statements.RECORD_STEP:
-            time.sleep(1)
+            time.sleep(3)
         return run(statement, params)
 
     monkeypatch.setattr(database, "run", slowly)

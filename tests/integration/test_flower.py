@@ -8,13 +8,13 @@ import httpx
 
 from tests.integration.conftest import QUICK, Jobs
 from tests.processes import Process, running
-from tests.servers import free_port
+from tests.servers import Redis, free_port
 from tests.waiting import until
 
 LOGIN = ("admin", "long-enough-for-a-test")
 
 
-def test_flower(start: Callable[..., Process], jobs: Jobs, tmp_path: Path) -> None:
+def test_flower(start: Callable[..., Process], jobs: Jobs, redis: Redis, tmp_path: Path) -> None:
     port = free_port()
     options: dict[str, Any] = {
         "FLOWER_PORT": port,
@@ -36,6 +36,8 @@ def test_flower(start: Callable[..., Process], jobs: Jobs, tmp_path: Path) -> No
     with running("app.flower", tmp_path, **options) as process:
         until(lambda: answers(flower), "Flower answers")
         assert flower.get("/api/tasks").status_code == 401
+        # It answers before it hears; what it has not heard it never shows.
+        until(lambda: redis.client.publish("/0.celeryev/worker.heartbeat", ""), "it listens to events")
         job_id = jobs.start("sleep", {"seconds": 0})
         jobs.finished(job_id)
         [task] = until(lambda: tasks(job_id), "it has seen the job")

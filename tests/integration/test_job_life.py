@@ -15,7 +15,7 @@ def create(api: httpx.Client, kind: str, payload: dict[str, Any], **options: Any
     return job
 
 
-def finished(api: httpx.Client, job_id: str, *, seconds: float = 30) -> dict[str, Any]:
+def finished(api: httpx.Client, job_id: str, *, seconds: float = 60) -> dict[str, Any]:
     def over() -> dict[str, Any] | None:
         job: dict[str, Any] = api.get(f"/api/jobs/{job_id}").json()
         return job if job["finished_at"] else None

@@ -124,7 +124,7 @@ def test_hang_outlives_the_soft_limit() -> None:
         "hang",
         """
 limit = SoftLimit(0.2)
-after = threading.Timer(1, lambda: (print(limit._struck, flush=True), os._exit(7)))
+after = threading.Timer(5, lambda: (print(limit._struck, flush=True), os._exit(7)))
 after.daemon = True  # must not keep a handler that gave up alive
 after.start()
 """,
