@@ -260,6 +260,8 @@ class S3:
         }
         options = {**ports, "-dir": folder, "-ip": "127.0.0.1", "-ip.bind": "127.0.0.1", "-s3.port": port}
         options |= {"-s3.config": config, "-master.volumeSizeLimitMB": 64, "-master.telemetry": "false"}
+        # Two catalogs that nobody asks, at ports of their own: a second server would not begin.
+        options |= {"-s3.port.iceberg": 0, "-s3.port.lance": 0}
         weed = Path(sys.executable).parent / "weed"
         command = [str(weed), "server", "-filer", "-s3", *(f"{name}={value}" for name, value in options.items())]
         with (folder / "log").open("wb") as log:
