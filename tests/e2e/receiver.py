@@ -1,6 +1,7 @@
 """Somebody else's API: refuses the first call of each path, takes the second, and prints what it got, a line a call.
 
-Calls under /taken/ are taken at once, and answered half a second later. GET shows all calls.
+Calls under /taken/ are taken at once, and answered two seconds later: so long has a test to hold up the caller's end.
+GET shows all calls.
 """
 
 import json
@@ -20,7 +21,7 @@ class Handler(BaseHTTPRequestHandler):
         key = self.headers["Idempotency-Key"]
         status = 503 if SEEN[self.path] == 1 and not self.path.startswith("/taken/") else 200
         if self.path.startswith("/taken/"):
-            time.sleep(0.5)
+            time.sleep(2)
         CALLS.append({"path": self.path, "key": key, "at": time.time(), "status": status})
         print(json.dumps({"path": self.path, "key": key, "body": json.loads(body)}), flush=True)
         self._answer(status, b"thanks")

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from tests.e2e.stack import ROOT, Stack
+from tests.waiting import until
 
 ANSIBLE = ROOT / "ansible"
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -52,14 +53,17 @@ def full_queue(stack: Stack) -> Iterator[Callable[[], list[str]]]:
     """`low_priority` with the messages of three jobs, five copies, and one that is no job's; nobody takes them. Returns
     what is in it."""
     stack.compose("stop", "worker")
-    for _ in range(3):
-        stack.create("sleep", {"seconds": 1}, priority="low")
+    jobs = [stack.create("sleep", {"seconds": 1}, priority="low") for _ in range(3)]
     copy = "for i = 1, 5 do redis.call('lpush', KEYS[1], redis.call('lindex', KEYS[1], -1)) end"
     stack.execute("redis", "redis-cli", "eval", copy, "1", "low_priority")
     stack.execute("redis", "redis-cli", "lpush", "low_priority", MINE)
     yield lambda: stack.execute("redis", "redis-cli", "lrange", "low_priority", "0", "-1").splitlines()
     stack.execute("redis", "redis-cli", "lrem", "low_priority", "0", MINE)
     stack.compose("up", "--detach", "--no-build", "--wait", "worker")
+    # Or the next test would find what is left of them in its queue.
+    for job in jobs:
+        stack.finished(job)
+    until(lambda: stack.execute("redis", "redis-cli", "llen", "low_priority").strip() == "0", "the queue is empty")
 
 
 def test_the_doctor_looks_and_changes_nothing(run: Run) -> None:

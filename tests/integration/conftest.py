@@ -10,6 +10,7 @@ from uuid import UUID
 import pytest
 from psycopg.rows import DictRow
 
+from app.celery_app import celery_app
 from app.database import Database
 from app.jobs import messages, statements
 from app.jobs.kinds import all_kinds
@@ -94,10 +95,21 @@ def shared_worker(environment: Redis, tmp_path_factory: pytest.TempPathFactory) 
         yield process
 
 
+def is_idle() -> bool:
+    """Whether the only worker says that it has nothing: no job, and no last look for short ones."""
+    # Not from the pool, whose connections are older than the server if a test restarted it.
+    with celery_app.connection_for_write() as connection:
+        inspect = celery_app.control.inspect(timeout=2, limit=1, connection=connection)
+        # In the order in which a message passes through them.
+        found = inspect.reserved(), inspect.active()
+    return all(answer is not None and not any(answer.values()) for answer in found)
+
+
 @pytest.fixture
-def worker(shared_worker: Process, jobs: Jobs) -> Process:
+def worker(shared_worker: Process, jobs: Jobs, redis: Redis) -> Process:
     """The file's worker, alive and idle."""
     assert shared_worker.process.poll() is None, shared_worker.log
+    until(lambda: redis.length("default") == 0 and is_idle(), "the worker has done with the test before")
     return shared_worker
 
 

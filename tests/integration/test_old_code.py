@@ -55,7 +55,7 @@ def test_old_code_works_on_the_new_schema(old: Path, tmp_path: Path, postgres: P
     with (
         ExitStack() as stack,
         psycopg.connect(url, autocommit=True) as db,
-        httpx.Client(base_url=f"http://127.0.0.1:{port}") as api,
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as api,
     ):
 
         def begin(module: str, **env: object) -> Process:

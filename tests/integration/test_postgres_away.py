@@ -33,7 +33,7 @@ def test_a_restart(
 ) -> None:
     worker = start("worker", WORKER_CONCURRENCY=3, **QUICK)
     long = jobs.start("sleep", {"seconds": 12, "steps": 100})
-    ends_meanwhile = jobs.start("sleep", {"seconds": 1.5, "steps": 10})
+    ends_meanwhile = jobs.start("sleep", {"seconds": 4, "steps": 10})
     for job_id in (long, ends_meanwhile):
         jobs.running(job_id)
     waiting = jobs.insert()
@@ -73,14 +73,15 @@ def test_a_child_that_dies_meanwhile(
 ) -> None:
     """Nobody can write that down: its lease runs out."""
     worker = start("worker", **QUICK)
-    job_id = jobs.start("sleep", {"seconds": 2, "steps": 10})
+    job_id = jobs.start("sleep", {"seconds": 5, "steps": 10})
     pid = jobs.running(job_id)["pid"]
     away.stop()
     os.kill(pid, signal.SIGKILL)
     until(lambda: events(worker, "release_failed"), "the parent has tried")
     away.start()
     until(lambda: rescue(database, quick, published=False), "the lease has run out", seconds=20)
-    assert dispatch.dispatch(database, redis.client, quick) == {"published": 1}
+    # The other child may still hold the message that was given back, and claim the job before another is sent.
+    dispatch.dispatch(database, redis.client, quick)
     job = jobs.finished(job_id)
     assert (job["status"], job["attempt"]) == ("succeeded", 2)
     assert not [line for line in log_lines(worker) if "exception" in line], worker.log

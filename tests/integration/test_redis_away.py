@@ -72,4 +72,5 @@ def test_hard_limits_outlast_it(start: Callable[..., Process], jobs: Jobs, redis
     redis.start()
     job = jobs.finished(job_id, seconds=15)
     assert job["error"]["type"] == "TimeLimitExceeded"
-    assert (job["finished_at"] - job["started_at"]).total_seconds() > 3.5
+    # Of 4: the limit counts from when the child has the message, `started_at` is the claim, which may take a while.
+    assert (job["finished_at"] - job["started_at"]).total_seconds() > 2

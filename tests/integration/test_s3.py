@@ -68,7 +68,7 @@ def upload(api: httpx.Client) -> Callable[..., str]:
 def in_time(answer: Callable[[], httpx.Response]) -> httpx.Response:
     began = time.monotonic()
     given = answer()
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10  # the API gives up after 4 s; the rest is for a busy machine
     return given
 
 
@@ -182,8 +182,12 @@ def test_a_wrong_setting_is_a_storage_that_is_away_and_no_lost_file(
         ):
             assert answer.status_code == 503, answer.text
             assert "storage" in answer.json()["detail"]
-        ready = other.get("/health/ready").json()["checks"]
-        assert (ready["storage"], ready["postgres"]) == ("unavailable", "ok")
+
+        def only_the_storage_is_away() -> bool:
+            ready = other.get("/health/ready").json()["checks"]
+            return (ready["storage"], ready["postgres"]) == ("unavailable", "ok")
+
+        until(only_the_storage_is_away, "nothing else is")
     with pytest.raises(GenericError, match=r"403|404") as refused:
         cleanup_old_files.run(database, redis.client, wrongly)
     assert len(str(refused.value)) < 300, "not obstore's pages of debugging"

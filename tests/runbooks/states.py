@@ -52,8 +52,16 @@ def jobs_stuck_running(night: Night) -> Iterator[dict[str, str]]:
     job = night.stack.create("sleep", {"seconds": 3600, "steps": 1000})
     until(lambda: night.stack.job(job)["status"] == "running", "it runs")
     night.stack.compose("kill", "worker-maintenance")
+    restarts = night.stack.inspect("worker")["RestartCount"]
     # Process 1 is the init; its only child is the worker's parent. Docker starts the container again.
     night.stack.execute("worker", "sh", "-c", "kill -9 $(cat /proc/1/task/1/children)")
+
+    def is_back() -> bool:
+        container = night.stack.inspect("worker")
+        # Not by State.Running, which is also true while it is to be restarted.
+        return bool(container["RestartCount"] > restarts and container["State"]["Status"] == "running")
+
+    until(is_back, "the worker's container runs again")
     night.change("UPDATE jobs SET lease_expires_at = now() - interval '10 minutes' WHERE status = 'running'")
     yield {"ID": job}
 

@@ -114,7 +114,7 @@ def test_a_large_head_that_is_none_too_large(serve: Serve) -> None:
 def test_half_a_head_is_not_waited_for(
     serve: Serve, connect: Callable[..., socket.socket], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 1)
     api = serve()
     for begin in (b"", HEAD, HEAD + b"\r\n" + HEAD):
         connection = connect(api)
@@ -173,15 +173,16 @@ def test_a_body_that_hardly_comes_is_given_up(
     connection = connect(api)
     connection.sendall(JSON_HEAD + b"Content-Length: 1000\r\n\r\n{")
     assert answer(connection) == b""
-    # Slow is not too slow.
+    # Slow is not too slow. The body takes 2.5 s, so that it is looked at on the way, and may be held up for a while.
+    monkeypatch.setattr(protocol, "BODY_SECONDS", 2)
     connection = connect(api)
     body = b'{"kind": "sleep", "payload": {"seconds": 0}}'
-    connection.sendall(JSON_HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body))
-    for i in range(0, len(body), 9):
-        connection.settimeout(0.1)
+    connection.sendall(JSON_HEAD + b"Connection: close\r\nContent-Length: %d\r\n\r\n" % len(body) + body[:8])
+    for i in range(8, len(body), 8):
+        connection.settimeout(0.5)
         with suppress(TimeoutError):
             connection.recv(1)
-        connection.sendall(body[i : i + 9])
+        connection.sendall(body[i : i + 8])
     connection.settimeout(10)
     assert b" 202 " in answer(connection)
 

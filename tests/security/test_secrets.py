@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -19,6 +20,8 @@ from tests.servers import Redis, free_port
 from tests.waiting import until
 
 KEY, SECOND, TOKEN, AWS = "k3y-3a7f19c05be2d648", "k3y-90be4f7712ac35d1", "t0ken-5be2d648aa01", "aw5-77c1d09e44b2f36a"
+# So far ahead that no worker takes it, and no more than the API allows.
+LATER = (datetime.now(UTC) + timedelta(days=30)).isoformat()
 
 
 def test_no_secret_is_shown_anywhere(
@@ -50,7 +53,7 @@ def test_no_secret_is_shown_anywhere(
     }
     job = created(api.post("/api/jobs", json=body))
     until(lambda: api.get(f"/api/jobs/{job['id']}").json()["status"] == "failed", "it has run")
-    waits = created(api.post("/api/jobs", json={**body, "run_at": "2026-12-01T00:00:00Z"}))
+    waits = created(api.post("/api/jobs", json={**body, "run_at": LATER}))
     api.post(f"/api/jobs/{waits['id']}/cancel")
     api.post(f"/api/jobs/{waits['id']}/retry")
     # Keys where they don't belong.
@@ -98,7 +101,7 @@ def test_the_client_of_an_audit_line_is_not_what_a_client_says(
 ) -> None:
     """The proxy in front adds the address that it saw to what came."""
     api, process = serve_process()
-    job = created(api.post("/api/jobs", json={**NOOP, "run_at": "2026-12-01T00:00:00Z"}))
+    job = created(api.post("/api/jobs", json={**NOOP, "run_at": LATER}))
     api.post(f"/api/jobs/{job['id']}/cancel", headers={"X-Forwarded-For": "1.2.3.4, 198.51.100.7, 10.0.0.3"})
     [line] = [json.loads(line) for line in process.log.splitlines() if '"audit"' in line]
     assert line["client"] == "198.51.100.7"

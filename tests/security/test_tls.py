@@ -69,7 +69,8 @@ def publisher(settings: Settings) -> Any:
 
 def publisher_of_the_api(settings: Settings) -> Any:
     async def ping() -> Any:
-        async with messages.connect_async(settings) as client:
+        # Its own limit is so short that a busy machine does not come to look at the certificate.
+        async with messages.connect_async(settings, seconds=10) as client:
             return await client.ping()
 
     return asyncio.run(ping())

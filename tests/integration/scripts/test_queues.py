@@ -10,7 +10,7 @@ from psycopg.rows import DictRow
 from app.jobs import messages
 from app.queues import MAINTENANCE
 from app.settings import Settings
-from tests.integration.conftest import Jobs
+from tests.integration.conftest import Jobs, is_idle
 from tests.integration.scripts.conftest import Ran
 from tests.integration.test_dispatch import waiting
 from tests.servers import Redis
@@ -163,7 +163,7 @@ def test_short_jobs_need_no_message_of_their_own(
     start("worker")
     for job_id in short:
         assert jobs.finished(job_id)["status"] == "succeeded"
-    until(lambda: redis.client.hlen("unacked") == 0, "the worker looks for no more of them")
+    until(is_idle, "the worker looks for no more of them")
     again = jobs.insert(short=True)
     assert script("task_manager", "status", again).json["state"] == "waits for its group"
 

@@ -15,7 +15,7 @@ from app.celery_app import celery_app
 from app.jobs import messages
 from app.queues import MAINTENANCE
 from tests.integration.conftest import Jobs
-from tests.integration.scripts.conftest import Ran
+from tests.integration.scripts.conftest import Ran, repeated
 from tests.servers import Redis
 from tests.waiting import until
 
@@ -74,15 +74,15 @@ def test_a_message_that_nobody_acknowledged_is_young_or_lost(script: Script, job
 
 def test_a_running_job_is_found_and_ended(script: Script, jobs: Jobs, start: Callable[..., Any]) -> None:
     start("worker", WORKER_CONCURRENCY=1)
-    job_id = jobs.start(payload={"seconds": 60, "steps": 1000})
+    job_id = jobs.start(payload={"seconds": 600, "steps": 1000})
     jobs.running(job_id)
-    ran = script("task_manager", "status", job_id)
+    ran = repeated(lambda: script("task_manager", "status", job_id), lambda ran: ran.json["active"], "a worker has it")
     assert state(ran) == ("running", 0)
     [active] = ran.json["active"]
     assert active == jobs.get(job_id)["worker"]
     ran = script("task_manager", "info", job_id, text=True)
     assert "run 1 of 4" in ran.out
-    assert "payload: steps 1000, seconds 60" in ran.out
+    assert "payload: steps 1000, seconds 600" in ran.out
     assert script("task_manager", "revoke", job_id, "--dry-run").code == 1
     assert jobs.get(job_id)["cancel_requested_at"] is None
     # Its message's id is the job's too.
@@ -121,10 +121,12 @@ def test_pending_is_not_unknown(script: Script, redis: Redis, db: object) -> Non
 @pytest.mark.usefixtures("db")
 def test_a_celery_task_is_found_in_workers(script: Script, redis: Redis, looping: Callable[..., Any]) -> None:
     looping(WORKER_CONCURRENCY=2)
-    running = celery_app.send_task("nap", [60], queue="default")
-    later = celery_app.send_task("nap", [60], queue="default", countdown=600)
+    running = celery_app.send_task("nap", [600], queue="default")
+    later = celery_app.send_task("nap", [600], queue="default", countdown=600)
     until(lambda: script("task_manager", "status", running.id).json["state"] == "STARTED", "it runs")
-    ran = script("task_manager", "status", later.id)
+    ran = repeated(
+        lambda: script("task_manager", "status", later.id), lambda ran: ran.json.get("scheduled"), "the worker holds it"
+    )
     assert state(ran) == ("PENDING", 0)
     eta = datetime.fromisoformat(ran.json["scheduled"][0]["eta"])
     assert timedelta() < eta - datetime.now(UTC) < timedelta(seconds=601)
@@ -132,7 +134,7 @@ def test_a_celery_task_is_found_in_workers(script: Script, redis: Redis, looping
         ran = script("task_manager", "revoke", task.id)
         assert ran.code == 0
     until(lambda: redis.client.hlen("unacked") == 0, "nothing would come back")
-    assert script("task_manager", "status", later.id).json["state"] == "REVOKED"
+    until(lambda: script("task_manager", "status", later.id).json["state"] == "REVOKED", "the worker will drop it")
 
 
 def test_what_a_finished_task_left_is_taken_away(script: Script, jobs: Jobs, redis: Redis, foreign: object) -> None:
