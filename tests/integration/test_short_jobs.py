@@ -201,7 +201,7 @@ def test_sigterm_hands_back_what_has_not_begun(worker: Process, jobs: Jobs, wake
     """Last in this file: it ends the worker."""
     slow, behind = jobs.insert("sleep", {"seconds": 2.5}, short=True), many(jobs, 3)
     wake()
-    jobs.running(slow)
+    jobs.until(slow, lambda row: row["progress"], "it has begun")  # which is after its group's claim
     jobs.running(behind[-1])
     os.kill(worker.process.pid, signal.SIGTERM)
     assert worker.wait(30) == 0
