@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -15,13 +14,14 @@ from psycopg.rows import DictRow
 from app.jobs import messages
 from app.settings import Settings
 from tests.integration.api.conftest import NOOP, created
+from tests.integration.api.test_create import in_days
 from tests.processes import ROOT, Process
 from tests.servers import Redis, free_port
 from tests.waiting import until
 
 KEY, SECOND, TOKEN, AWS = "k3y-3a7f19c05be2d648", "k3y-90be4f7712ac35d1", "t0ken-5be2d648aa01", "aw5-77c1d09e44b2f36a"
 # So far ahead that no worker takes it, and no more than the API allows.
-LATER = (datetime.now(UTC) + timedelta(days=30)).isoformat()
+LATER = in_days(30)
 
 
 def test_no_secret_is_shown_anywhere(
